@@ -1,0 +1,6 @@
+"""Engines behind one seam. Importing this room is light: an engine's own library loads when it is first used."""
+
+from midb.generators.base import FunctionGenerator, Generator, Sampling
+from midb.schema import Completion
+
+__all__ = ["Completion", "FunctionGenerator", "Generator", "Sampling"]

@@ -1,0 +1,134 @@
+"""The seam between midb and whatever writes text: chats in, completions out.
+
+A generator knows nothing of datasets, pairs or verdicts. `FunctionGenerator` is the fake that ships: test your code
+with the same seam that we use.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Protocol, runtime_checkable
+
+from midb.errors import GenerationError
+from midb.schema import Completion, Message
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a text is drawn. The default is greedy, so that a rerun says the same.
+
+    Args:
+        temperature: 0 is greedy.
+        top_p: Nucleus size in (0, 1]; 1 keeps everything.
+        max_tokens: New tokens at most; a text that reaches it ends with `finish_reason="length"`.
+        seed: For engines that take one; None leaves it to the engine.
+        logprobs: How many alternatives per token to report; None reports nothing.
+        index: The how-manieth sample of the same prompt, so that several draws are several journal entries.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 2048
+    seed: int | None = None
+    logprobs: int | None = None
+    index: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
+            raise ValueError(f"{self} cannot be sampled; use temperature >= 0, 0 < top_p <= 1 and max_tokens >= 1")
+
+
+class Generator(Protocol):
+    """Anything that answers chats. `name` is for provenance columns, `identity()` for memory."""
+
+    @property
+    def name(self) -> str:
+        """What made the text, for people: a model id."""
+
+    def identity(self) -> str:
+        """A hash over everything that can change the output, and nothing else (no paths, concurrency, keys)."""
+
+    def generate(self, prompts: Sequence[list[Message]], sampling: Sampling | None = None) -> list[Completion]:
+        """Answer every prompt: same length, same order. A request that failed for good is a `Completion` with `error`.
+
+        Raises:
+            GenerationError: The engine is dead or refuses everything.
+        """
+
+
+@runtime_checkable
+class StreamingGenerator(Generator, Protocol):
+    """A generator that hands over each completion as it finishes, so that it can be kept and counted at once."""
+
+    def stream(self, prompts: Sequence[list[Message]], sampling: Sampling | None = None) -> Iterator[tuple[int, Completion]]:
+        """Yield `(position in prompts, completion)` in the order of finishing, each position once."""
+
+
+def stream(generator: Generator, prompts: Sequence[list[Message]], sampling: Sampling | None = None) -> Iterator[tuple[int, Completion]]:
+    """Completions as they finish; all at the end from a generator that only knows `generate`."""
+    if isinstance(generator, StreamingGenerator):
+        yield from generator.stream(prompts, sampling)
+        return
+    completions = generator.generate(prompts, sampling)
+    if len(completions) != len(prompts):
+        raise GenerationError(f"{generator.name} answered {len(completions)} of {len(prompts)} prompts; a Generator must return one Completion per prompt")
+    yield from enumerate(completions)
+
+
+def collect(finished: Iterable[tuple[int, Completion]], count: int) -> list[Completion]:
+    """Put streamed completions back in the order of their prompts.
+
+    Raises:
+        GenerationError: Not every one of the `count` prompts was answered.
+    """
+    by_position = dict(finished)
+    if by_position.keys() != set(range(count)):
+        raise GenerationError(f"{len(by_position)} of {count} prompts were answered; a Generator must answer each position once")
+    return [by_position[position] for position in range(count)]
+
+
+def fingerprint(*parts: object) -> str:
+    """Hash JSON-able parts to 16 hex digits: the one way identities and journal keys are made."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class FieldsOnly:
+    """Mixin for frozen dataclasses that build an engine on first use: it is never pickled, only the fields are."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class FunctionGenerator:
+    """A plain function as a generator: for tests, dry runs and engines of your own.
+
+    Args:
+        function: Takes the messages of one prompt, returns its text or a whole `Completion`.
+        name: Provenance and identity; give another one when the function's answers change. Empty: the function's own name.
+        sampling: Part of the identity only; the function does not see it.
+    """
+
+    function: Callable[[list[Message]], str | Completion]
+    name: str = ""
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", getattr(self.function, "__qualname__", type(self.function).__qualname__))
+
+    def identity(self) -> str:
+        """Hash the name and the sampling; a function's code has no stable content to hash."""
+        return fingerprint("function", self.name, asdict(self.sampling))
+
+    def generate(self, prompts: Sequence[list[Message]], sampling: Sampling | None = None) -> list[Completion]:
+        """Call the function once per prompt."""
+        return collect(self.stream(prompts, sampling), len(prompts))
+
+    def stream(self, prompts: Sequence[list[Message]], sampling: Sampling | None = None) -> Iterator[tuple[int, Completion]]:
+        """Call the function prompt by prompt; what it raises passes through."""
+        for position, messages in enumerate(prompts):
+            answer = self.function(messages)
+            yield position, answer if isinstance(answer, Completion) else Completion(text=answer)
