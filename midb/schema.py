@@ -53,3 +53,268 @@ class Completion:
 
 PAIR = Pair._fields
 RAW = tuple(f"raw_{column}" for column in PAIR)
+# What a booster adds beside the raw_ twins, and what `as_pairs` therefore takes off again.
+PROVENANCE = (
+    "boost_status", "boost_reason", "boost_reply", "boost_prompt_tokens", "boost_completion_tokens", "boosted_by",
+)  # fmt: skip
+
+_SHAPES = (
+    {"instruction": "instruction", "input": "input", "response": "response"},
+    {"instruction": "instruction", "input": "input", "response": "output"},  # alpaca
+    {"instruction": "inputs", "response": "targets"},  # P3, Aya
+    {"instruction": "prompt", "response": "completion"},  # TRL
+)
+_KNOWN = (
+    "instruction/input/response, instruction/input/output (alpaca), prompt/completion, inputs/targets "
+    "and single-turn chat messages; for any other, say which column is which: "
+    "as_pairs(ds, columns={'instruction': ..., 'response': ...})"
+)
+
+
+def as_pairs(dataset: AnyDataset, *, columns: Mapping[str, str] | None = None) -> AnyDataset:
+    """Convert any single-turn instruction dataset to pairs.
+
+    Reads: alpaca (`instruction, input, output`), `instruction, response`, `prompt, completion` (text or messages),
+    `inputs, targets`, chat `messages`, or the columns that `columns` names.
+    Adds: `instruction, input, response` (text, never null) in place of what was read; `system` from chats (`""` without one).
+    Rows: n → n. Edits lose their `raw_` twins and provenance, and so can be boosted again.
+
+    Args:
+        columns: Our name → the dataset's name, for `instruction`, `response` and, where there is one, `input`.
+
+    Raises:
+        ColumnError: No known shape, a multi-turn chat, or a null or non-text value where text is needed.
+    """
+    return _each_split(dataset, lambda split: _split_as_pairs(split, columns))
+
+
+def as_edits(dataset: AnyDataset, *, columns: Mapping[str, str] | None = None) -> AnyDataset:
+    """Convert data that holds texts before and after a revision to edits.
+
+    Reads: columns named `raw_*` or `Raw *` (before) and `revised_*` or `Revised *` (after), where a side that is not
+    there is the plain column: `instruction, input, output, revised_output` is alpaca data with revised responses.
+    Adds: `instruction, input, response` (after) and `raw_instruction, raw_input, raw_response` (before), never null.
+    Rows: n → n.
+
+    Args:
+        columns: Our name → the dataset's name, for those that the rule above does not find; one column may serve twice.
+
+    Raises:
+        ColumnError: A side has no instruction or no response, or a value is null or not text.
+    """
+    return _each_split(dataset, lambda split: _split_as_edits(split, columns or {}))
+
+
+def as_alpaca(dataset: AnyDataset) -> AnyDataset:
+    """Give pairs or edits the column names of alpaca: `response` becomes `output`.
+
+    Reads: the pair columns.  Rows: n → n.
+
+    Raises:
+        ColumnError: A pair column is missing, or another column is called `output`.
+    """
+    return _each_split(dataset, lambda split: _renamed(_with_pair_columns(split), {"output": "response"}))
+
+
+def as_messages(dataset: AnyDataset) -> AnyDataset:
+    """Write pairs or edits as chats, for trainers and chat templates.
+
+    Reads: the pair columns, and `system` where there is one.
+    Adds: `messages` in their place: system turn if any, user turn (instruction and input joined by a newline), assistant turn.
+    Rows: n → n.
+
+    Raises:
+        ColumnError: A pair column is missing.
+    """
+
+    def convert(split: Any) -> Any:
+        read = [*PAIR, *({"system"} & set(_column_names(split)))]
+        return _with_pair_columns(split).map(_write_messages, batched=True, remove_columns=read)
+
+    return _each_split(dataset, convert)
+
+
+def _each_split(dataset: Any, convert: Callable[[Any], Any]) -> Any:
+    if isinstance(dataset, dict):  # DatasetDict and IterableDatasetDict
+        return type(dataset)({name: convert(split) for name, split in dataset.items()})
+    return convert(dataset)
+
+
+def _split_as_pairs(split: Any, columns: Mapping[str, str] | None) -> Any:
+    names = set(_column_names(split))
+    if columns is not None:
+        if unknown := set(columns) - set(PAIR):
+            raise ColumnError(f"columns= names {sorted(unknown)}; it takes {', '.join(PAIR)}, each with the dataset's own name")
+        shape = {ours: columns.get(ours, ours) for ours in PAIR if ours in columns or ours in names}
+    elif set(RAW) <= names:
+        return split.remove_columns([name for name in (*RAW, *PROVENANCE) if name in names])
+    elif "messages" in names and not any(set(shape.values()) - {"input"} <= names for shape in _SHAPES):
+        return _chat_as_pairs(split, ["messages"], names)
+    else:
+        found = [shape for shape in _SHAPES if set(shape.values()) - {"input"} <= names]
+        if not found:
+            raise ColumnError(f"the dataset has the columns {sorted(names)}; known shapes are {_KNOWN}")
+        shape = {ours: theirs for ours, theirs in found[0].items() if theirs in names}
+        if shape["instruction"] == "prompt" and not isinstance(_first_row(split).get("prompt"), str | None):
+            return _chat_as_pairs(split, ["prompt", "completion"], names)
+    return _text_columns(_renamed(split, shape), PAIR)
+
+
+def _split_as_edits(split: Any, columns: Mapping[str, str]) -> Any:
+    names = set(_column_names(split))
+    if unknown := set(columns) - {*PAIR, *RAW}:
+        raise ColumnError(f"columns= names {sorted(unknown)}; it takes {', '.join((*PAIR, *RAW))}, each with the dataset's own name")
+    sources = {}
+    for side, prefix, marks in (("", "after", ("revised", "Revised")), ("raw_", "before", ("raw", "Raw"))):
+        for field in PAIR:
+            fields = (field, "output") if field == "response" else (field,)
+            candidates = [columns[side + field]] if side + field in columns else [
+                *(f"{marks[0]}_{name}" for name in fields), *(f"{marks[1]} {name.title()}" for name in fields), *fields,
+            ]  # fmt: skip
+            source = next((name for name in candidates if name in names), None)
+            if source is None and (field != "input" or side + field in columns):
+                raise ColumnError(
+                    f"no column holds the {field} {prefix} the revision (looked for {', '.join(candidates)} among "
+                    f"{sorted(names)}); say which does: as_edits(ds, columns={{'{side + field}': ...}})"
+                )
+            if source is not None:
+                sources[side + field] = source
+    if sources["instruction"] == sources["raw_instruction"] and sources["response"] == sources["raw_response"]:
+        raise ColumnError(
+            f"both sides of the revision would be the columns {sources['instruction']!r} and {sources['response']!r}; name the "
+            "column that holds the revised text: as_edits(ds, columns={'response': ...})"
+        )
+    consumed = set(sources.values()) - set(sources)
+    if any(ours != theirs for ours, theirs in sources.items()):
+        split = split.map(_Copy(tuple(sources.items())), batched=True, remove_columns=sorted(consumed))
+    return _text_columns(split, (*PAIR, *RAW))
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """Batch function: columns under new names; the same one may serve twice."""
+
+    sources: tuple[tuple[str, str], ...]
+
+    def __call__(self, batch: Batch) -> Batch:
+        return {ours: batch[theirs] for ours, theirs in self.sources}
+
+
+def _chat_as_pairs(split: Any, read: list[str], names: set[str]) -> Any:
+    if taken := names & {*PAIR, "system"}:
+        raise ColumnError(f"the dataset has {', '.join(read)} and also {sorted(taken)}; remove or rename those, so that the chat has one meaning")
+    return split.map(_read_messages, batched=True, with_indices=True, input_columns=read, remove_columns=read)
+
+
+def _read_messages(*batch_and_rows: list[Any]) -> Batch:
+    *columns, rows = batch_and_rows
+    chats = [[message for part in parts for message in part or []] for parts in zip(*columns, strict=True)]
+    read = [_read_chat(chat, row) for chat, row in zip(chats, rows, strict=True)]
+    return {name: [each[at] for each in read] for at, name in enumerate(("system", *PAIR))}
+
+
+def _read_chat(chat: list[Any], row: int) -> tuple[str, str, str, str]:
+    for message in chat:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise ColumnError(f"row {row}: a message is not a role with text content ({str(message)[:80]}); keep text chats only")
+    roles = [message["role"] for message in chat]
+    if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
+        raise ColumnError(
+            f"row {row}: the chat's turns are {roles[:6]}; midb boosts one user turn and its answer, with or without a system "
+            "turn before: filter the others out, or cut each chat into single turns"
+        )
+    system = chat[0]["content"] if roles[0] == "system" else ""
+    return system, chat[-2]["content"], "", chat[-1]["content"]
+
+
+def _write_messages(batch: Batch) -> Batch:
+    systems = batch.get("system", [""] * len(batch["instruction"]))
+    return {
+        "messages": [
+            [{"role": "system", "content": system}] * bool(system)
+            + [{"role": "user", "content": "\n".join(filter(None, (instruction, input_)))}, {"role": "assistant", "content": response}]
+            for system, instruction, input_, response in zip(systems, *(batch[name] for name in PAIR), strict=True)
+        ]
+    }
+
+
+def _renamed(split: Any, shape: Mapping[str, str]) -> Any:
+    """Rename the dataset's columns to ours, refusing to lose a column that already has our name."""
+    names = set(_column_names(split))
+    if missing := set(shape.values()) - names:
+        raise ColumnError(f"there is no column {sorted(missing)}; the dataset has {sorted(names)}")
+    changed = {theirs: ours for ours, theirs in shape.items() if theirs != ours}
+    if taken := set(changed.values()) & names:
+        raise ColumnError(f"{changed} would overwrite the column {sorted(taken)}; remove or rename it first")
+    return split.rename_columns(changed) if changed else split
+
+
+def _with_pair_columns(split: Any) -> Any:
+    if missing := [name for name in PAIR if name not in _column_names(split)]:
+        raise ColumnError(f"the dataset lacks {missing}; convert it first: as_pairs(ds)")
+    return split
+
+
+def _text_columns(split: Any, columns: Iterable[str]) -> Any:
+    """Text in every row: an absent or null input becomes `""`, anything else that is null or not text is refused."""
+    from datasets import Dataset
+
+    missing = [name for name in columns if name not in _column_names(split)]
+    inputs = tuple(name for name in columns if name.endswith("input"))
+    if required := [name for name in missing if name not in inputs]:
+        raise ColumnError(f"the dataset lacks {required}; it has {sorted(_column_names(split))}")
+    if not isinstance(split, Dataset):  # a stream is checked as it flows
+        return split.map(_Text(tuple(columns)), batched=True, with_indices=True)
+    present = [name for name in columns if name not in missing]
+    nulls = _nulls(split, present)
+    if hollow := next((name for name in present if nulls[name] is not None and name not in inputs), None):
+        raise ColumnError(f"row {nulls[hollow]}: {hollow} is null; drop such rows first, e.g. ds.filter(lambda row: row[{hollow!r}] is not None)")
+    if missing or any(nulls[name] is not None for name in present):
+        split = split.map(_Text(tuple(columns)), batched=True, with_indices=True)
+    return split
+
+
+def _nulls(split: Any, columns: list[str]) -> dict[str, int | None]:
+    """The first null row of each column, read in Arrow without making a Python string."""
+    import pyarrow.compute as pc
+    from datasets import Value
+
+    for name in columns:
+        kind = split.features[name]
+        if not isinstance(kind, Value) or kind.dtype not in ("string", "large_string", "string_view", "null"):
+            raise ColumnError(f"column {name!r} holds {kind}, not text; cast it first, e.g. ds.cast_column({name!r}, Value('string'))")
+    first: dict[str, int | None] = dict.fromkeys(columns)
+    row = 0
+    for table in split.select_columns(columns).with_format("arrow").iter(batch_size=10_000):
+        for name in columns:
+            if first[name] is None and table[name].null_count:
+                first[name] = row + pc.index(table[name].is_null(), True).as_py()
+        row += table.num_rows
+    return first
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Batch function: the named columns as text in every row."""
+
+    columns: tuple[str, ...]
+
+    def __call__(self, batch: Batch, rows: list[int]) -> Batch:
+        texts = {}
+        for name in self.columns:
+            values = batch.get(name) or [None] * len(rows)
+            if name.endswith("input"):
+                values = ["" if value is None else value for value in values]
+            for value, row in zip(values, rows, strict=True):
+                if not isinstance(value, str):
+                    raise ColumnError(f"row {row}: {name} is {'null' if value is None else type(value).__name__}, not text; drop or convert such rows first")
+            texts[name] = values
+        return texts
+
+
+def _column_names(split: Any) -> list[str]:
+    return list(split.column_names or _first_row(split))  # a stream may not know its columns before its first row
+
+
+def _first_row(split: Any) -> dict[str, Any]:
+    return next(iter(split.take(1)), {})
