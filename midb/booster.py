@@ -1,0 +1,321 @@
+"""Pairs → edits: what goes to the model, what comes back, and what each row becomes.
+
+Knows no engine (a `Generator` answers chats) and no rule of quality (guards judge an edit); it joins the two to a dataset.
+"""
+
+import sys
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from midb.errors import ColumnError
+from midb.generators import Completion, Generator, Journal, TransformersGenerator
+from midb.generators.base import fingerprint, stream
+from midb.generators.transformers import resolve_adapter
+from midb.guards import DEFAULT_GUARDS, Guard, check
+from midb.languages import language_code
+from midb.prompts import PROMPT, TAGS, check_tags, parse_pair, render_messages
+from midb.schema import PAIR, PROVENANCE, RAW, AnyDataset, Batch, Message, Pair, as_pairs
+
+
+class Edit(NamedTuple):
+    """One row as the booster leaves it: the pair, the pair it came from, and how it went."""
+
+    instruction: str
+    input: str
+    response: str
+    raw_instruction: str
+    raw_input: str
+    raw_response: str
+    boost_status: str
+    boost_reason: str
+    boost_reply: str
+    boost_prompt_tokens: int | None
+    boost_completion_tokens: int | None
+    boosted_by: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Booster:
+    """Rewrite pairs with a tuned LLM, row by row: n rows in, n rows out, same order, nothing lost.
+
+    A batch function: `booster(batch)` takes and returns a dict of columns, so `Dataset.map(batched=True)`, streams and
+    Ray take it as it is. `booster.map(ds)` is what most people want.
+
+    Reads: `instruction`, `input`, `response`, and `language` where there is one.
+    Adds: `raw_instruction`, `raw_input`, `raw_response` (the pair as it came), `boost_status` (`boosted`; `unchanged`: the
+    model left it so; `rejected`: the answer does not parse or a guard refused it; `failed`: no answer came, a rerun asks
+    again), `boost_reason` (`code: detail`, empty where the edit stands), `boost_reply` (the model's text where it was
+    rejected), `boost_prompt_tokens` and `boost_completion_tokens` (null where the engine does not say), `boosted_by` (who
+    was asked). A row that is not `boosted` keeps its raw pair.
+
+    Args:
+        generator: Who answers; wrap it in a `Journal` and a rerun asks only for what failed.
+        guards: Each may refuse an edit; the first reason counts. Text that does not parse never stands.
+        fields: `"all"`, or `"response"` to keep instruction and input as they came.
+        prompt: What the model is told, before the pair. The published prompt, and English for every language.
+        tags: The instruction, input and response tag.
+        parity: Send text unescaped, as the reference does; for comparisons on data you trust.
+        language: The language of a dataset without a `language` column; None lets the guards judge from each row.
+
+    Source: MIDB (arXiv 2505.17671); the prompt and tags are the published ones, the guards are ours.
+    """
+
+    generator: Generator
+    guards: tuple[Guard, ...] = DEFAULT_GUARDS
+    fields: Literal["all", "response"] = "all"
+    prompt: str = PROMPT
+    tags: tuple[str, str, str] = TAGS
+    parity: bool = False
+    language: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.fields not in ("all", "response"):
+            raise ValueError(f"fields={self.fields!r} is not a choice; use 'all' or 'response'")
+        check_tags(self.tags)
+
+    @classmethod
+    def from_pretrained(cls, model_or_adapter: str | Path, *, journal: str | Path | None = None) -> "Booster":
+        """Boost with a model or a LoRA adapter from a folder or the Hub, on this machine.
+
+        Args:
+            model_or_adapter: A causal language model, or an adapter that names its base model.
+            journal: A file that keeps every completion, so that a rerun is free.
+
+        Raises:
+            MissingExtraError: transformers or torch is not installed.
+        """
+        model, adapter = resolve_adapter(model_or_adapter)
+        generator = TransformersGenerator(model, adapter=adapter)
+        return cls(generator=generator if journal is None else Journal(generator, journal))
+
+    def identity(self) -> str:
+        """A hash over everything that can change a row, and nothing else."""
+        guards = [f"{guard.__module__}.{guard.__qualname__}" for guard in self.guards]
+        own = [guards, self.fields, self.prompt, self.tags, self.parity, self.language]
+        return fingerprint("booster", version("midb"), self.generator.identity(), *own)
+
+    def preview(self, dataset: Any, n: int = 3) -> list[list[Message]]:
+        """The exact messages of the first `n` rows; calls nothing.
+
+        Reads: as `map`.
+
+        Raises:
+            ColumnError: As `map`.
+        """
+        split = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
+        rows = _pairs(split).take(n)
+        return [self._messages(Pair(row["instruction"], row["input"], row["response"])) for row in rows]
+
+    def map(self, dataset: AnyDataset, *, batch_size: int | None = None, **map_arguments: Any) -> AnyDataset:
+        """Boost every row of a dataset, with one progress bar and a summary at the end.
+
+        Reads: any shape that `as_pairs` takes.  Adds: the columns of `Booster`.  Rows: n → n, same order; other columns untouched.
+
+        It always runs and never serves a cached result, which would keep `failed` rows forever: the journal makes a rerun free.
+
+        Args:
+            batch_size: Rows scheduled together; a batch ends with its slowest row. Default: 16,384; 64 for a streamed dataset.
+            map_arguments: For `Dataset.map`, such as `num_proc`.
+
+        Raises:
+            ColumnError: The dataset's shape is not known, a text is null, or it has been boosted before.
+            GenerationError: The engine is dead or refuses everything; what was answered is safe in the journal.
+        """
+        from datasets import Dataset
+
+        if isinstance(dataset, dict):
+            return type(dataset)({name: self.map(split, batch_size=batch_size, **map_arguments) for name, split in dataset.items()})
+        pairs = _pairs(dataset)
+        if not isinstance(pairs, Dataset):
+            features = _edit_features(pairs.features) if pairs.features else None
+            return pairs.map(self, batched=True, batch_size=batch_size or 64, features=features, **map_arguments)
+        _check_languages(pairs)
+        # A fresh fingerprint: what is computed from these rows must not be served to a later run that healed some of them.
+        run = dict(
+            batched=True, batch_size=batch_size or 16_384, features=_edit_features(pairs.features),
+            load_from_cache_file=False, new_fingerprint=uuid.uuid4().hex, **map_arguments,
+        )  # fmt: skip
+        if (map_arguments.get("num_proc") or 1) > 1:
+            edits = pairs.map(self, desc="boost", **run)
+        else:
+            with _RowBar(len(pairs)) as bar:
+                edits = pairs.map(lambda batch: self._boost(batch, bar.count), **run)
+        _say(summarize(edits))
+        return edits
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Boost one batch of columns."""
+        return self._boost(batch, lambda edit: None)
+
+    def _boost(self, batch: Batch, finished: Callable[[Edit], None]) -> Batch:
+        raws = _read_pairs(batch)
+        languages = _read_languages(batch, self.language)
+        edits: list[Any] = [None] * len(raws)
+        for position, completion in stream(self.generator, [self._messages(raw) for raw in raws]):
+            edits[position] = self._edit(raws[position], languages[position], completion)
+            finished(edits[position])
+        return {column: [edit[at] for edit in edits] for at, column in enumerate(Edit._fields)}
+
+    def _messages(self, raw: Pair) -> list[Message]:
+        return render_messages(raw, self.prompt, tags=self.tags, parity=self.parity)
+
+    def _edit(self, raw: Pair, language: str | None, completion: Completion) -> Edit:
+        """What one row becomes."""
+        new = parse_pair(completion.text, tags=self.tags, parity=self.parity)
+        if new is not None and self.fields == "response":
+            new = Pair(raw.instruction, raw.input, new.response)
+        if completion.error is not None:
+            status, reason = "failed", completion.error
+        elif new is not None and [text.strip() for text in new] == [text.strip() for text in raw]:
+            status, reason = "unchanged", ""
+        else:
+            reason = check(self.guards, raw, new, language, completion) or ""
+            status = "rejected" if reason else "boosted"
+        stands = new if status == "boosted" and new is not None else raw
+        reply = completion.text if status == "rejected" else ""
+        tokens = (completion.prompt_tokens, completion.completion_tokens)
+        return Edit(*stands, *raw, status, reason, reply, *tokens, self.generator.name)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a boost did, in rows and tokens. Reasons are counted by their code, the word before the colon."""
+
+    rows: int
+    boosted: int
+    unchanged: int
+    rejected: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __str__(self) -> str:
+        def by_reason(counts: dict[str, int]) -> str:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts.items())
+            return f"{sum(counts.values()):,}" + (f" ({reasons})" if reasons else "")
+
+        return (
+            f"{self.rows:,} rows: {self.boosted:,} boosted, {self.unchanged:,} unchanged, {by_reason(self.rejected)} rejected, "
+            f"{by_reason(self.failed)} failed; {self.prompt_tokens:,} prompt and {self.completion_tokens:,} completion tokens"
+        )
+
+
+def summarize(edits: Any) -> Summary:
+    """Count what became of each row, from the columns alone.
+
+    Reads: `boost_status`, `boost_reason`, `boost_prompt_tokens`, `boost_completion_tokens`.
+
+    Raises:
+        ColumnError: The dataset has not been boosted.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    read = ["boost_status", "boost_reason", "boost_prompt_tokens", "boost_completion_tokens"]
+    if missing := [name for name in read if name not in edits.column_names]:
+        raise ColumnError(f"the dataset lacks {missing}; boost it first: booster.map(ds)")
+    counts: dict[tuple[str, str], int] = {}
+    tokens = [0, 0]
+    for table in edits.select_columns(read).with_format("arrow").iter(batch_size=100_000):
+        code = pc.replace_substring_regex(table["boost_reason"], "(?s):.*", "")
+        grouped = pa.table({"status": table["boost_status"], "code": code}).group_by(["status", "code"]).aggregate([([], "count_all")])
+        for row in grouped.to_pylist():
+            key = (row["status"], row["code"])
+            counts[key] = counts.get(key, 0) + row["count_all"]
+        tokens = [total + (pc.sum(table[name]).as_py() or 0) for total, name in zip(tokens, read[2:], strict=True)]
+    by = {status: {code: n for (had, code), n in sorted(counts.items(), key=lambda item: -item[1]) if had == status} for status, _ in counts}
+    return Summary(
+        sum(counts.values()), sum(by.get("boosted", {}).values()), sum(by.get("unchanged", {}).values()),
+        by.get("rejected", {}), by.get("failed", {}), *tokens,
+    )  # fmt: skip
+
+
+def _pairs(split: Any) -> Any:
+    """The split as pairs, refused where a boost would overwrite what another one said."""
+    names = split.column_names or next(iter(split.take(1)), {})
+    if taken := [name for name in (*RAW, *PROVENANCE) if name in names]:
+        raise ColumnError(f"the dataset has the columns {taken}, so it holds edits already; to boost those again: booster.map(as_pairs(edits))")
+    return as_pairs(split)
+
+
+def _read_pairs(batch: Batch) -> list[Pair]:
+    if missing := [name for name in ("instruction", "response") if name not in batch]:
+        raise ColumnError(f"the batch lacks {missing}; convert the dataset first: as_pairs(ds)")
+    inputs = batch["input"] if "input" in batch else [None] * len(batch["instruction"])
+    pairs = [Pair(instruction, input_ or "", response) for instruction, input_, response in zip(batch["instruction"], inputs, batch["response"], strict=True)]
+    if hollow := next((row for row, pair in enumerate(pairs) if not all(isinstance(text, str) for text in pair)), None):
+        raise ColumnError(f"row {hollow} of a batch holds {pairs[hollow]!r:.80}, where text is needed; convert the dataset first: as_pairs(ds)")
+    return pairs
+
+
+def _read_languages(batch: Batch, default: str | None) -> list[str | None]:
+    said = batch["language"] if "language" in batch else [default] * len(batch["instruction"])
+    codes: dict[str | None, str | None] = {None: None, "": None}
+    for name in said:
+        if name not in codes:
+            codes[name] = _code(name)
+    return [codes[name] for name in said]
+
+
+def _check_languages(pairs: Any) -> None:
+    """Read every language of the dataset before anything is paid for."""
+    if "language" in pairs.column_names:
+        for name in pairs.unique("language"):
+            if name:
+                _code(name)
+
+
+def _code(name: Any) -> str:
+    try:
+        return language_code(name)
+    except (ValueError, AttributeError) as error:
+        raise ColumnError(f"the column 'language' holds {name!r}; use ISO 639 codes such as 'fr', or rename the column if it means something else") from error
+
+
+def _edit_features(features: Any) -> Any:
+    from datasets import Features, Value
+
+    integers = ("boost_prompt_tokens", "boost_completion_tokens")
+    texts = {name: Value("int64" if name in integers else "string") for name in Edit._fields}
+    return Features({**features, **texts, **{name: features[name] for name in PAIR if name in features}})
+
+
+class _RowBar:
+    """One progress bar over rows as they finish inside a batch, in place of the one over batches that `map` would draw."""
+
+    def __init__(self, rows: int) -> None:
+        from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, tqdm
+
+        self._shown = not are_progress_bars_disabled()
+        self._hide, self._show = disable_progress_bars, enable_progress_bars
+        self._bar = tqdm(total=rows, unit=" rows", desc="boost")
+        self._tokens = 0
+        self._failed = 0
+
+    def __enter__(self) -> "_RowBar":
+        if self._shown:
+            self._hide()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+        if self._shown:
+            self._show()
+
+    def count(self, edit: Edit) -> None:
+        self._tokens += edit.boost_completion_tokens or 0
+        self._failed += edit.boost_status == "failed"
+        if self._bar.update():  # it was drawn: only then is a new text worth its time
+            elapsed = self._bar.format_dict["elapsed"] or 1
+            self._bar.set_postfix_str(f"{self._tokens / elapsed:,.0f} tokens/s, {self._failed} failed", refresh=False)
+
+
+def _say(summary: Summary) -> None:
+    from datasets.utils import are_progress_bars_disabled
+
+    if not are_progress_bars_disabled():
+        print(summary, file=sys.stderr)
