@@ -45,9 +45,15 @@ def letters(text: str) -> int:
 def load(data: Path) -> tuple[Rows, Rows]:
     files = {language.code: data / f"midb/MIDB_train/{language.name}.json" for language in LANGUAGES}
     files = {"en": data / "coachlm/Expert Revision Dataset.json"} | {k: f for k, f in files.items() if f.exists()}
-    texts = {code: [[str(v) for v in row.values()][:6] for row in json.loads(f.read_text("utf-8"))] for code, f in files.items()}
+    texts = {
+        code: [[str(v) for v in row.values()][:6] for row in json.loads(f.read_text("utf-8"))]
+        for code, f in files.items()
+    }
     english = {field for row in texts["en"] for field in row if letters(field) >= 20}
-    good = {code: [(Pair(*r[:3]), Pair(*r[3:])) for r in rows if code == "en" or not english & set(r[3:])] for code, rows in texts.items()}
+    good = {
+        code: [(Pair(*r[:3]), Pair(*r[3:])) for r in rows if code == "en" or not english & set(r[3:])]
+        for code, rows in texts.items()
+    }
     mild: Rows = {}
     for language in LANGUAGES:
         rows = json.loads((data / f"midb/alpaca_eval/{language.name}.json").read_text("utf-8"))
@@ -58,7 +64,9 @@ def load(data: Path) -> tuple[Rows, Rows]:
     return good, mild
 
 
-def plant(kind: str, raw: Pair, new: Pair, code: str, rows: Rows, dice: random.Random) -> tuple[Pair, Pair, Completion] | None:
+def plant(
+    kind: str, raw: Pair, new: Pair, code: str, rows: Rows, dice: random.Random
+) -> tuple[Pair, Pair, Completion] | None:
     """One corrupted edit, or None where the kind cannot be planted in this row."""
     text, field = new.response, dice.choice(["response", "instruction"])
     if kind in ("language", "script"):
@@ -82,14 +90,18 @@ def plant(kind: str, raw: Pair, new: Pair, code: str, rows: Rows, dice: random.R
         bare = dice.choice([CODE.replace("```python\n", "").replace("```", ""), ""])
         return raw._replace(response=f"{raw.response}\n{CODE}"), new._replace(response=f"{text}\n{bare}"), STOP
     if kind in ("url", "placeholder"):
-        piece = dice.choice(PLACEHOLDERS) if kind == "placeholder" else f"https://example.org/{dice.randint(1, 999)}?q=1"
+        piece = (
+            dice.choice(PLACEHOLDERS) if kind == "placeholder" else f"https://example.org/{dice.randint(1, 999)}?q=1"
+        )
         if field == "response" or raw.instruction == new.instruction:
             new = new._replace(instruction=new.instruction + " :")
         return raw._replace(**{field: f"{getattr(raw, field)} {piece}."}), new, STOP
     if kind == "empty":
         return (raw, new._replace(**{field: dice.choice(["", " \n"])}), STOP) if getattr(raw, field) else None
     if kind == "leak":
-        ask = dice.choice([f"{new.instruction}\n{text}", f"{text}\n{new.instruction}", f"{new.instruction} {text} {new.instruction}"])
+        ask = dice.choice(
+            [f"{new.instruction}\n{text}", f"{text}\n{new.instruction}", f"{new.instruction} {text} {new.instruction}"]
+        )
         return (raw, new._replace(instruction=ask), STOP) if len(text) >= 20 and text not in "\n".join(raw) else None
     if kind == "leftover":
         mark = dice.choice(MARKS)
@@ -125,7 +137,19 @@ def main() -> None:
         refused[name] |= {"rows": float(len(rows)), "all": 100 - 100 * counts["none"] / len(rows)}
     caught: dict[str, dict[str, float]] = {}
     codes = [*good, *(code for code in mild if code not in good)]
-    for kind in ("language", "script", "loop", "cut", "code", "url", "placeholder", "empty", "leak", "leftover", "absurd"):
+    for kind in (
+        "language",
+        "script",
+        "loop",
+        "cut",
+        "code",
+        "url",
+        "placeholder",
+        "empty",
+        "leak",
+        "leftover",
+        "absurd",
+    ):
         for code in codes:
             dice, rows = random.Random(f"{kind} {code}"), good if code in good else mild
             hits = []

@@ -19,7 +19,9 @@ from midb.schema import Completion, Pair
 Guard = Callable[[Pair, Pair, str | None, Completion], str | None]
 
 
-def check(guards: Sequence[Guard], raw: Pair, new: Pair | None, language: str | None, completion: Completion) -> str | None:
+def check(
+    guards: Sequence[Guard], raw: Pair, new: Pair | None, language: str | None, completion: Completion
+) -> str | None:
     """Ask the guards in their order.
 
     Args:
@@ -61,7 +63,10 @@ def truncated(raw: Pair, new: Pair, language: str | None, completion: Completion
         return None
     if after.count("```") % 2 and not before.count("```") % 2:
         return "truncated: a code fence stays open"
-    if _breaks_off(after) and not _breaks_off(before):
+    # What was appended to a whole text may be a headline or a signature.
+    if _ends_sentence(before) and (
+        _is_cut_from(after, before) or (_breaks_off(after) and not after.startswith(before))
+    ):
         return _reason("truncated", f"response ends in {after.rstrip()[-20:]}")
     return None
 
@@ -84,7 +89,8 @@ _OPENER = re.compile(
     re.IGNORECASE,
 )
 _ASKS_TO_IMPROVE = re.compile(
-    r"improv|revis|rewrit|re-write|phras|enhanc|updat|refin|polish|correct|edit|optimi|better|fix|reword|grammar", re.IGNORECASE
+    r"improv|revis|rewrit|re-write|phras|enhanc|updat|refin|polish|correct|edit|optimi|better|fix|reword|grammar",
+    re.IGNORECASE,
 )
 
 
@@ -120,11 +126,12 @@ def lost_url(raw: Pair, new: Pair, language: str | None, completion: Completion)
     return None
 
 
-# {name} {{name}} ${name} %s %(name)s <name>; not LaTeX (\frac{a}), not HTML tags, not "50%discount".
+# {name} {{name}} ${name} %s %(name)s <name>; not LaTeX (\\frac{a}), HTML tags, "50%discount" or Alpaca's <noinput>.
 _PLACEHOLDER = re.compile(
     r"(?<![\\\w}^])\$?\{\{?[ ]?[^\W\d][\w.-]{0,40}[ ]?\}?\}|(?<![\w%])%(?:\([\w.-]{1,40}\))?[sd](?!\w)"
-    r"|<(?!/|(?:a|b|i|u|p|s|br|hr|h[1-6]|em|strong|code|pre|div|span|ul|ol|li|table|tr|td|th|html|head|body|title|img|form"
-    r"|input|button|script|style|link|meta|nav|main|header|footer|section|label|select|option)\b)[^\W\d][\w -]{1,40}>"
+    r"|<(?!/|no ?(?:in|out)put|(?:a|b|i|u|p|s|br|hr|h[1-6]|em|strong|code|pre|div|span|ul|ol|li|table|tr|td|th|html|head|body|title|img|form"
+    r"|input|button|script|style|link|meta|nav|main|header|footer|section|label|select|option)\b)[^\W\d][\w -]{1,40}>",
+    re.IGNORECASE,
 )
 
 
@@ -132,7 +139,8 @@ def lost_placeholder(raw: Pair, new: Pair, language: str | None, completion: Com
     """Refuse when a placeholder of a field is gone from it."""
     for name, before, _ in _changed(raw, new):
         for placeholder in _PLACEHOLDER.findall(before) if _may_hold_placeholder(before) else ():
-            if not _kept(placeholder, name, new):
+            alone = placeholder == before.strip("`\"'. ")  # "<no input>" in any language: a blank, not a placeholder
+            if not alone and not _kept(placeholder, name, new):
                 return _reason("lost_placeholder", placeholder)
     return None
 
@@ -182,6 +190,8 @@ def absurd_length(raw: Pair, new: Pair, language: str | None, completion: Comple
 LOOP_ANCHOR = 6  # characters that must come again for a loop to be looked at
 LOOP_PERIOD = 1_500  # the longest loop body looked for
 LOOP_STEP = 12  # a loop of LOOP_SPAN characters holds several anchors this far apart
+LOOP_TIMES, LONG_BODY = 5, 100  # a body of LONG_BODY characters is a loop when it comes three times
+COUNTED_TIMES = 10  # lines that differ in their numbers only: a division worked out has fewer steps
 LOOP_SPAN = {True: 60, False: 200}  # with letters in the body; without, rules and blanks ("____") are ordinary text
 
 
@@ -194,27 +204,29 @@ def loop(raw: Pair, new: Pair, language: str | None, completion: Completion) -> 
     return None
 
 
-# A run of the response this long in the prompt is no accident; wide characters count double.
-LEAK_WIDTH = 50
+LEAK_PIECE = 24  # letters and digits; half of a response's pieces in a changed prompt are no accident
+LEAK_SHARE = 0.5
+LEAK_LEAST = 16  # a shorter response may be a term that the task names; wide characters count double
+_NOT_WORD = re.compile(r"[\W_]+")
 
 
 def leak(raw: Pair, new: Pair, language: str | None, completion: Completion) -> str | None:
-    """Refuse an instruction or input that gives away a response it did not contain before."""
-    source = "\n".join((raw.instruction, raw.input))
-    for name, before, after in _changed(raw, new):
-        if name == "response":
-            continue
-        added = after.replace(before, "", 1).strip() if before.strip() else ""
-        for response in (new.response.strip(), raw.response.strip()):
-            if not response or response in source:
-                continue
-            if added and added != after.strip() and len(response) > 1 and response in added:
+    """Refuse an instruction or input that gives away a response which the raw prompt did not hold."""
+    if (raw.instruction, raw.input) == (new.instruction, new.input):
+        return None
+    source = _squeeze(f"{raw.instruction} {raw.input}")
+    for name in ("instruction", "input"):
+        before, after = getattr(raw, name), getattr(new, name)
+        added = _squeeze(after.replace(before, " ", 1)) if before and before in after else ""
+        after = _squeeze(after)
+        for response in {_squeeze(new.response), _squeeze(raw.response)} if before != getattr(new, name) else ():
+            if len(response) > 1 and response == added:
                 return f"leak: the response was added to the {name}"
-            size = LEAK_WIDTH // 2 if _width(response) > 1.5 * len(response) else LEAK_WIDTH
-            for start in range(0, max(1, len(response) - size + 1), size // 2):
-                piece = response[start : start + size]
-                if len(piece) == size and piece in after and piece not in source:
-                    return f"leak: part of the response stands in the {name}"
+            pieces = [response[start : start + LEAK_PIECE] for start in range(0, len(response), LEAK_PIECE)]
+            pieces = [piece for piece in pieces if _width(piece) >= LEAK_LEAST]
+            leaked = sum(piece in after and piece not in source for piece in pieces)
+            if leaked and leaked >= LEAK_SHARE * len(pieces):
+                return f"leak: the response stands in the {name}"
     return None
 
 
@@ -249,12 +261,13 @@ def script_drift(raw: Pair, new: Pair, language: str | None, completion: Complet
         letters = now.sum()
         if letters < SCRIPT_LETTERS:
             continue
-        pair = _scripts("\n".join(raw))
-        old = _scripts(before)
+        pair, old, task = _scripts("\n".join(raw)), _scripts(before), _scripts(raw.instruction)
         if old.sum() < SCRIPT_LETTERS:
-            old = pair
+            old = task
         own = int(old.argmax())
-        if old[own] >= max(SCRIPT_LETTERS, SCRIPT_OWN * old.sum()) and now[own] < SCRIPT_LEFT * letters:
+        left = old[own] >= max(SCRIPT_LETTERS, SCRIPT_OWN * old.sum()) and now[own] < SCRIPT_LEFT * letters
+        # A response that was "XLII" or "Chien" and now explains itself in the script of its instruction came home.
+        if left and now.argmax() != task.argmax():
             return f"script_drift: {name} left its script"
         strange = np.where(pair > 0, 0, now)
         strange[_LATIN] = 0
@@ -265,38 +278,49 @@ def script_drift(raw: Pair, new: Pair, language: str | None, completion: Complet
 
 # Languages that no identifier tells apart by a sentence: never blamed for one another.
 _TWINS = (frozenset(("id", "ms")), frozenset(("hr", "bs", "sr")), frozenset(("no", "nn", "da")))
-_ALIASES = {"nb": "no", "fil": "tl", "iw": "he", "in": "id", "cmn": "zh", "arb": "ar", "zsm": "ms", "ind": "id", "swh": "sw"}
+_ALIASES = {
+    "nb": "no",
+    "fil": "tl",
+    "iw": "he",
+    "in": "id",
+    "cmn": "zh",
+    "arb": "ar",
+    "zsm": "ms",
+    "ind": "id",
+    "swh": "sw",
+}
 
+# Chosen on 30,000 changed fields in 17 languages: none refused, and 99 % of swapped ones caught.
 LETTERS = 15  # shorter text is too short to tell; wide characters count double
-SURE = 0.5  # the wrong language must be this likely
-UNLIKELY = 0.02  # ... and all languages that the source may be in together less than this
+SURE = 0.25  # the wrong language must be this likely; a short text shares its odds among relatives (es, ast, gl, pt)
+UNLIKELY = 0.02  # ... and all languages that the source may be in, together, less than this
 PLAUSIBLE = 0.05  # the source may be in any language at least this likely
+EXEMPT = 0.3  # English or code at least this likely in the source exempts it
 
 
 def wrong_language(raw: Pair, new: Pair, language: str | None, completion: Completion) -> str | None:
     """Refuse a field that surely changed its language; silent where the source is English, code or too short to tell."""
+    own = _twins(language)
     for name, before, after in _changed(raw, new):
-        text = _prose(after)
+        text, source = _prose(after), _prose(before)
         if _letters(text) < LETTERS:
             continue
-        own = _twins(language)
-        source = _prose(before)
+        if _letters(source) < LETTERS:  # then the rest of the raw pair must speak for it
+            source = _prose("\n".join(raw))
+            if _letters(source) < LETTERS or _letters(text) < 3 * LETTERS:
+                continue
         script = int(_scripts(text).argmax())
         if script not in _MANY_LANGUAGES and script == int(_scripts(source).argmax()):
             continue
-        likely = _languages(text)
-        if own and sum(likely.get(code, 0.0) for code in own) >= UNLIKELY:
-            continue
-        top = max(likely, key=likely.__getitem__)
-        if likely[top] < SURE or top == "zxx":
-            continue
-        if _letters(source) < LETTERS:
+        odds = _languages(text)
+        top = max(odds, key=odds.__getitem__)
+        if odds[top] < SURE or top == "zxx" or any(odds.get(code, 0.0) >= UNLIKELY for code in own):
             continue
         was = _languages(source)
-        if own and was.get("en", 0.0) >= PLAUSIBLE and "en" not in own:
+        if was.get("zxx", 0.0) >= EXEMPT or (language != "en" and own and was.get("en", 0.0) >= EXEMPT):
             continue
-        may_be = own | {twin for code, p in was.items() if p >= PLAUSIBLE for twin in _twins(code)}
-        if sum(likely.get(code, 0.0) for code in may_be) < UNLIKELY:
+        may_be = own.union(*(_twins(code) for code, likely in was.items() if likely >= PLAUSIBLE))
+        if sum(odds.get(code, 0.0) for code in may_be) < UNLIKELY:
             return f"wrong_language: {name} reads as {top}, not {language or max(was, key=was.__getitem__)}"
     return None
 
@@ -332,21 +356,36 @@ def _visible(text: str) -> bool:
 
 # The end of a sentence inside a line; "C.S. Lewis" and "1. item" end none.
 _SENTENCE_END = re.compile(r"(?<![.\s]\w)(?<!^\w)(?<!\d)[.!?؟।…][\"'”’»)]*\s+|[。！？]")
-BROKEN_TAIL = 12  # a shorter rest may be a name or a flourish ("Enjoy")
+_SENTENCES = 3  # who ended so many sentences ends the last one too; a headline or a chat line need not
+_BROKEN_TAIL = 12  # a shorter rest may be a name or a flourish ("Enjoy")
+
+
+def _ends_sentence(text: str) -> bool:
+    return text.rstrip().rstrip("\"'”’»)*_").endswith((".", "!", "?", "؟", "।", "…", "。", "！", "？"))
 
 
 def _breaks_off(text: str) -> bool:
     """Whether the last line, made of sentences, stops within one. Hashtags and quoted authors end without a full stop."""
-    line = text.rstrip().rsplit("\n", 1)[-1][-1_000:]
-    if not line or not (line[-1].isalnum() or line[-1] in ",;،、，(-"):
+    text = text[-4_000:].rstrip()
+    line = text.rsplit("\n", 1)[-1]
+    if not line or not (line[-1].isalnum() or line[-1] in ",،、，("):
         return False
-    last = None
-    for last in _SENTENCE_END.finditer(line):
-        pass
-    if last is None:
+    ends = [match.end() for match in _SENTENCE_END.finditer(line)]
+    if not ends or len(ends) < _SENTENCES and len(_SENTENCE_END.findall(text)) < _SENTENCES:
         return False
-    rest = line[last.end() :]
-    return _width(rest) >= BROKEN_TAIL and "#" not in rest and rest[0] not in "-–—*("
+    rest = line[ends[-1] :]
+    return _width(rest) >= _BROKEN_TAIL and "#" not in rest and rest[0] not in "-–—*("
+
+
+def _is_cut_from(after: str, before: str) -> bool:
+    """Whether the new text is the beginning of the old one, up to the middle of a word."""
+    after = after.rstrip()
+    return bool(after) and before.startswith(after) and after[-1].isalnum() and before[len(after)].isalnum()
+
+
+def _squeeze(text: str) -> str:
+    """Letters and digits only: punctuation and layout hide no leak."""
+    return _NOT_WORD.sub("", text).casefold()
 
 
 def _may_hold_placeholder(text: str) -> bool:
@@ -398,15 +437,16 @@ def _loop_body(text: str) -> str:
             words = any(map(str.isalpha, body))
             if counted is not text and not words:
                 continue  # numbers in a row are a list of numbers
-            times = max(LOOP_TIMES if len(body) < 100 else 3, -(-LOOP_SPAN[words] // len(body)))
+            times = COUNTED_TIMES if counted is not text else LOOP_TIMES if len(body) < LONG_BODY else 3
+            times = max(times, -(-LOOP_SPAN[words] // len(body)))
             if counted.startswith(body * times, start):
                 return body
     return ""
 
 
-LOOP_TIMES = 5
-
-_NOT_PROSE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]{1,200}`|(?:https?://|www\.)\S+|<[^<>\n]{1,200}>|\{[^{}\n]{1,60}\}", re.DOTALL)
+_NOT_PROSE = re.compile(
+    r"```.*?(?:```|\Z)|`[^`\n]{1,200}`|(?:https?://|www\.)\S+|<[^<>\n]{1,200}>|\{[^{}\n]{1,60}\}", re.DOTALL
+)
 SAMPLE = 480  # characters are plenty to tell a language
 
 
