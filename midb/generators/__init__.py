@@ -3,6 +3,15 @@
 from midb.generators.base import FunctionGenerator, Generator, Sampling
 from midb.generators.journal import Journal
 from midb.generators.openai import OpenAIGenerator
+from midb.generators.transformers import TransformersGenerator
 from midb.schema import Completion
 
-__all__ = ["Completion", "FunctionGenerator", "Generator", "Journal", "OpenAIGenerator", "Sampling"]
+__all__ = [
+    "Completion",
+    "FunctionGenerator",
+    "Generator",
+    "Journal",
+    "OpenAIGenerator",
+    "Sampling",
+    "TransformersGenerator",
+]
