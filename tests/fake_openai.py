@@ -63,7 +63,8 @@ class World:
 
 def chat_reply(request: dict[str, Any], text: str, fault: str) -> bytes:
     """The body of a 200 reply, as broken as `fault` wants it."""
-    content: Any = "[[1]]" if "JUDGE" in text else "REVISED: " + text[-400:]
+    _, tag, pair = text.partition("<|instruction|>")  # a request to boost gets its pair back, a little longer
+    content: Any = "[[1]]" if "JUDGE" in text else f"{tag}{pair} (2026)" if tag else "REVISED: " + text[-400:]
     content = {
         "null": None,
         "parts": [{"type": "text", "text": "two "}, {"type": "text", "text": "parts"}],
