@@ -1,0 +1,15 @@
+"""What several test files need."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The published data beside the repository, or where MIDB_SHARED says; tests that read it are marked `shared`."""
+    folder = Path(os.environ.get("MIDB_SHARED", Path(__file__).parents[2] / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"the published data is not at {folder}; MIDB_SHARED may say where it is")
+    return folder
