@@ -72,12 +72,15 @@ def truncated(raw: Pair, new: Pair, language: str | None, completion: Completion
 
 
 # Chat control tokens, instruction-format headings, and the tags and prompts of MIDB and CoachLM.
-_TEMPLATE = re.compile(
+_TAG = re.compile(
     r"<\|[^|<>\n]{1,40}\|>|<｜[^｜<>\n]{1,40}｜>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|</?think>"
-    r"|^#{2,4} ?(?:Instruction|Input|Response)\b"
-    r"|Improve the following (?:content|instruction, input and response pair) to be more specific"
-    r"|minimize hallucination in output",
+    r"|^#{2,4} ?(?:Instruction|Input|Response)\b",
     re.MULTILINE | re.IGNORECASE,
+)
+_PROMPTS = (
+    "to be more specific, detailed",
+    "with more logical steps and grammarly",
+    "minimize hallucination in output",
 )
 _BETTER = r"(?:improved|revised|rewritten|enhanced|updated|refined|polished|corrected|edited|boosted|optimized|better)"
 _LABEL = re.compile(rf"[\s*#]*(?:{_BETTER} )?(?:instruction|response|output|assistant|user)\s*\**:", re.IGNORECASE)
@@ -97,9 +100,11 @@ _ASKS_TO_IMPROVE = re.compile(
 def leftover(raw: Pair, new: Pair, language: str | None, completion: Completion) -> str | None:
     """Refuse control tokens, template tags, prompt text or talk about the edit that the field did not have before."""
     for name, before, after in _changed(raw, new):
-        found = _TEMPLATE.search(after)
-        if found and not _TEMPLATE.search(before):
+        found = _TAG.search(after) if "<" in after or "[" in after or "##" in after else None
+        if found and not _TAG.search(before):
             return _reason("leftover", f"{found[0]} in the {name}")
+        if any(prompt in after and prompt not in before for prompt in _PROMPTS):
+            return f"leftover: the boosting prompt in the {name}"
         if name != "input":
             label = _LABEL.match(after)
             if label and not _LABEL.match(before):
@@ -179,6 +184,8 @@ LONG_SOURCE, SHRINK = 300, 0.04
 def absurd_length(raw: Pair, new: Pair, language: str | None, completion: Completion) -> str | None:
     """Refuse a field that became both huge and many times its source, or a long response that all but vanished."""
     for name, before, after in _changed(raw, new):
+        if len(after) < LONG_TEXT / 2 and len(before) < LONG_SOURCE / 2:
+            continue
         old, now = _width(before), _width(after)
         if now > LONG_TEXT and now > GROWTH * old:
             return f"absurd_length: {name} grew from {len(before)} to {len(after)} characters"
@@ -189,10 +196,10 @@ def absurd_length(raw: Pair, new: Pair, language: str | None, completion: Comple
 
 LOOP_ANCHOR = 6  # characters that must come again for a loop to be looked at
 LOOP_PERIOD = 1_500  # the longest loop body looked for
-LOOP_STEP = 12  # a loop of LOOP_SPAN characters holds several anchors this far apart
-LOOP_TIMES, LONG_BODY = 5, 100  # a body of LONG_BODY characters is a loop when it comes three times
+LOOP_STEP = 10  # how far anchors stand apart: a loop of LOOP_SPAN characters and a step more is always met
+LOOP_SPAN = {True: 40, False: 200}  # with letters in the body; without, rules and blanks ("____") are ordinary text
+LOOP_TIMES, LONG_BODY = 6, 100  # "ha ha ha" is no loop; a body of LONG_BODY characters is one when it comes three times
 COUNTED_TIMES = 10  # lines that differ in their numbers only: a division worked out has fewer steps
-LOOP_SPAN = {True: 60, False: 200}  # with letters in the body; without, rules and blanks ("____") are ordinary text
 
 
 def loop(raw: Pair, new: Pair, language: str | None, completion: Completion) -> str | None:
@@ -204,8 +211,10 @@ def loop(raw: Pair, new: Pair, language: str | None, completion: Completion) -> 
     return None
 
 
-LEAK_PIECE = 24  # letters and digits; half of a response's pieces in a changed prompt are no accident
-LEAK_SHARE = 0.5
+LEAK_PIECE = (
+    24  # letters and digits; more than half of a response's pieces, or many, in a changed prompt are no accident
+)
+LEAK_SHARE, LEAK_MANY = 0.5, 5
 LEAK_LEAST = 16  # a shorter response may be a term that the task names; wide characters count double
 _NOT_WORD = re.compile(r"[\W_]+")
 
@@ -225,7 +234,7 @@ def leak(raw: Pair, new: Pair, language: str | None, completion: Completion) -> 
             pieces = [response[start : start + LEAK_PIECE] for start in range(0, len(response), LEAK_PIECE)]
             pieces = [piece for piece in pieces if _width(piece) >= LEAK_LEAST]
             leaked = sum(piece in after and piece not in source for piece in pieces)
-            if leaked and leaked >= LEAK_SHARE * len(pieces):
+            if leaked > min(LEAK_SHARE * len(pieces), LEAK_MANY):
                 return f"leak: the response stands in the {name}"
     return None
 
@@ -244,8 +253,10 @@ _BLOCKS = [
     (0x3190, 0), (0x3400, _CJK), (0xA000, _OTHER), (0xAC00, _HANGUL), (0xD800, 0), (0xF900, _CJK), (0xFB00, 0),
     (0xFB50, _ARABIC), (0xFE00, 0), (0xFE70, _ARABIC), (0xFF00, 0), (0xFF66, _CJK), (0xFFA0, 0), (0x20000, _CJK), (0x32000, 0),
 ]  # fmt: skip
-_STARTS = np.array([start for start, _ in _BLOCKS], dtype=np.uint32)
-_SCRIPTS = np.array([script for _, script in _BLOCKS], dtype=np.intp)
+# The script of every code point; what lies beyond the last block is no letter.
+_SCRIPTS = np.repeat(
+    np.array([script for _, script in _BLOCKS], dtype=np.uint8), np.diff([*(start for start, _ in _BLOCKS), 0x32001])
+)
 _MANY_LANGUAGES = {_LATIN, _CYRILLIC, _ARABIC, _HEBREW, _DEVANAGARI, _BENGALI, _ETHIOPIC, _CJK, _OTHER}
 
 SCRIPT_LETTERS = 3  # a script is a text's own only with this many letters: a formula has a pi, a recipe a "½ l"
@@ -257,11 +268,16 @@ SCRIPT_NEW = 0.2  # more than this of a script (not Latin: names and code are La
 def script_drift(raw: Pair, new: Pair, language: str | None, completion: Completion) -> str | None:
     """Refuse a field that left the script of its source, or took in another one that the raw pair does not have."""
     for name, before, after in _changed(raw, new):
-        now = _scripts(_prose(after))
+        now, old = _scripts(_prose(after)), _scripts(before)
         letters = now.sum()
         if letters < SCRIPT_LETTERS:
             continue
-        pair, old, task = _scripts("\n".join(raw)), _scripts(before), _scripts(raw.instruction)
+        strange = np.where(old > 0, 0, now)
+        strange[_LATIN] = 0
+        if strange.max() >= max(SCRIPT_LETTERS, SCRIPT_NEW * letters):
+            if strange[_scripts("\n".join(raw)) == 0].max() >= max(SCRIPT_LETTERS, SCRIPT_NEW * letters):
+                return f"script_drift: {name} mixes in another script"
+        task = _scripts(raw.instruction) if now.argmax() != old.argmax() else now
         if old.sum() < SCRIPT_LETTERS:
             old = task
         own = int(old.argmax())
@@ -269,10 +285,6 @@ def script_drift(raw: Pair, new: Pair, language: str | None, completion: Complet
         # A response that was "XLII" or "Chien" and now explains itself in the script of its instruction came home.
         if left and now.argmax() != task.argmax():
             return f"script_drift: {name} left its script"
-        strange = np.where(pair > 0, 0, now)
-        strange[_LATIN] = 0
-        if strange.max() >= max(SCRIPT_LETTERS, SCRIPT_NEW * letters):
-            return f"script_drift: {name} mixes in another script"
     return None
 
 
@@ -303,14 +315,17 @@ def wrong_language(raw: Pair, new: Pair, language: str | None, completion: Compl
     own = _twins(language)
     for name, before, after in _changed(raw, new):
         text, source = _prose(after), _prose(before)
-        if _letters(text) < LETTERS:
-            continue
-        if _letters(source) < LETTERS:  # then the rest of the raw pair must speak for it
+        now, old = _scripts(text), _scripts(source)
+        least = LETTERS
+        if _letters(old) < LETTERS:  # then the rest of the raw pair must speak for it, and the new text be clear
             source = _prose("\n".join(raw))
-            if _letters(source) < LETTERS or _letters(text) < 3 * LETTERS:
-                continue
-        script = int(_scripts(text).argmax())
-        if script not in _MANY_LANGUAGES and script == int(_scripts(source).argmax()):
+            old, least = _scripts(source), 3 * LETTERS
+        if _letters(old) < LETTERS or _letters(now) < least:
+            continue
+        script = int(now.argmax())
+        if script == int(old.argmax()) and script not in _MANY_LANGUAGES:
+            continue
+        if own and _identifier()[0].classify(_sample(text, GLANCE))[0] in own:
             continue
         odds = _languages(text)
         top = max(odds, key=odds.__getitem__)
@@ -409,15 +424,14 @@ def _width(text: str) -> int:
     return len(text) + int(counts[_CJK] + counts[_HANGUL])
 
 
-def _letters(text: str) -> int:
-    counts = _scripts(text)
+def _letters(counts: np.ndarray) -> int:
     return int(counts.sum() + counts[_CJK] + counts[_HANGUL])
 
 
 def _scripts(text: str) -> np.ndarray:
     """How many letters of each script."""
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    counts = np.bincount(_SCRIPTS[np.searchsorted(_STARTS, points, side="right") - 1], minlength=27)
+    counts = np.bincount(_SCRIPTS[np.minimum(points, len(_SCRIPTS) - 1)], minlength=27)
     counts[0] = 0
     return counts
 
@@ -427,7 +441,8 @@ _DIGITS = re.compile(r"\d+")
 
 def _loop_body(text: str) -> str:
     """The body of a loop in the text, or nothing. Linear: each anchor looks ahead no farther than LOOP_PERIOD."""
-    for counted in (text, _DIGITS.sub("0", text)):
+    masked, numbers = _DIGITS.subn("0", text)
+    for counted in (text, masked) if numbers >= COUNTED_TIMES else (text,):
         for start in range(0, len(counted) - LOOP_SPAN[True] + 1, LOOP_STEP):
             anchor = counted[start : start + LOOP_ANCHOR]
             again = counted.find(anchor, start + 1, start + LOOP_PERIOD + LOOP_ANCHOR)
@@ -447,12 +462,14 @@ def _loop_body(text: str) -> str:
 _NOT_PROSE = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]{1,200}`|(?:https?://|www\.)\S+|<[^<>\n]{1,200}>|\{[^{}\n]{1,60}\}", re.DOTALL
 )
-SAMPLE = 480  # characters are plenty to tell a language
+GLANCE = 150  # characters: enough to see that a text is in its own language, which nearly all are
+SAMPLE = 480  # ... and enough to be sure that it is not
 
 
 def _prose(text: str) -> str:
     """The text without code, links, tags and placeholders."""
-    return _NOT_PROSE.sub(" ", text[:20_000])
+    plain = not any(sign in text for sign in ("`", "<", "{", "://", "www."))
+    return text if plain else _NOT_PROSE.sub(" ", text[:20_000])
 
 
 def _twins(code: str | None) -> frozenset[str]:
@@ -473,8 +490,13 @@ def _identifier():  # type: ignore[no-untyped-def]
 
 
 def _languages(text: str) -> dict[str, float]:
-    """How likely the text is in each language, from its beginning, middle and end."""
-    if len(text) > SAMPLE:
-        third, middle = SAMPLE // 3, len(text) // 2
-        text = f"{text[:third]} {text[middle : middle + third]} {text[-third:]}"
-    return dict(_identifier()[0].rank(text))
+    """How likely the text is in each language."""
+    return dict(_identifier()[0].rank(_sample(text, SAMPLE)))
+
+
+def _sample(text: str, size: int) -> str:
+    """At most `size` characters: of the beginning, the middle and the end."""
+    if len(text) <= size:
+        return text
+    third, middle = size // 3, len(text) // 2
+    return f"{text[:third]} {text[middle : middle + third]} {text[-third:]}"
