@@ -128,7 +128,9 @@ class Booster:
         from datasets import Dataset
 
         if isinstance(dataset, dict):
-            return type(dataset)({name: self.map(split, batch_size=batch_size, **map_arguments) for name, split in dataset.items()})
+            return type(dataset)(
+                {name: self.map(split, batch_size=batch_size, **map_arguments) for name, split in dataset.items()}
+            )
         pairs = _pairs(dataset)
         if not isinstance(pairs, Dataset):
             features = _edit_features(pairs.features) if pairs.features else None
@@ -222,12 +224,19 @@ def summarize(edits: Any) -> Summary:
     tokens = [0, 0]
     for table in edits.select_columns(read).with_format("arrow").iter(batch_size=100_000):
         code = pc.replace_substring_regex(table["boost_reason"], "(?s):.*", "")
-        grouped = pa.table({"status": table["boost_status"], "code": code}).group_by(["status", "code"]).aggregate([([], "count_all")])
+        grouped = (
+            pa.table({"status": table["boost_status"], "code": code})
+            .group_by(["status", "code"])
+            .aggregate([([], "count_all")])
+        )
         for row in grouped.to_pylist():
             key = (row["status"], row["code"])
             counts[key] = counts.get(key, 0) + row["count_all"]
         tokens = [total + (pc.sum(table[name]).as_py() or 0) for total, name in zip(tokens, read[2:], strict=True)]
-    by = {status: {code: n for (had, code), n in sorted(counts.items(), key=lambda item: -item[1]) if had == status} for status, _ in counts}
+    by = {
+        status: {code: n for (had, code), n in sorted(counts.items(), key=lambda item: -item[1]) if had == status}
+        for status, _ in counts
+    }
     return Summary(
         sum(counts.values()), sum(by.get("boosted", {}).values()), sum(by.get("unchanged", {}).values()),
         by.get("rejected", {}), by.get("failed", {}), *tokens,
@@ -236,9 +245,11 @@ def summarize(edits: Any) -> Summary:
 
 def _pairs(split: Any) -> Any:
     """The split as pairs, refused where a boost would overwrite what another one said."""
-    names = split.column_names or next(iter(split.take(1)), {})
+    names = list(split.column_names or next(iter(split.take(1)), {}))
     if taken := [name for name in (*RAW, *PROVENANCE) if name in names]:
-        raise ColumnError(f"the dataset has the columns {taken}, so it holds edits already; to boost those again: booster.map(as_pairs(edits))")
+        raise ColumnError(
+            f"the dataset has the columns {taken}, so it holds edits already; to boost those again: booster.map(as_pairs(edits))"
+        )
     return as_pairs(split)
 
 
@@ -246,9 +257,14 @@ def _read_pairs(batch: Batch) -> list[Pair]:
     if missing := [name for name in ("instruction", "response") if name not in batch]:
         raise ColumnError(f"the batch lacks {missing}; convert the dataset first: as_pairs(ds)")
     inputs = batch["input"] if "input" in batch else [None] * len(batch["instruction"])
-    pairs = [Pair(instruction, input_ or "", response) for instruction, input_, response in zip(batch["instruction"], inputs, batch["response"], strict=True)]
+    pairs = [
+        Pair(instruction, input_ or "", response)
+        for instruction, input_, response in zip(batch["instruction"], inputs, batch["response"], strict=True)
+    ]
     if hollow := next((row for row, pair in enumerate(pairs) if not all(isinstance(text, str) for text in pair)), None):
-        raise ColumnError(f"row {hollow} of a batch holds {pairs[hollow]!r:.80}, where text is needed; convert the dataset first: as_pairs(ds)")
+        raise ColumnError(
+            f"row {hollow} of a batch holds {pairs[hollow]!r:.80}, where text is needed; convert the dataset first: as_pairs(ds)"
+        )
     return pairs
 
 
@@ -273,7 +289,9 @@ def _code(name: Any) -> str:
     try:
         return language_code(name)
     except (ValueError, AttributeError) as error:
-        raise ColumnError(f"the column 'language' holds {name!r}; use ISO 639 codes such as 'fr', or rename the column if it means something else") from error
+        raise ColumnError(
+            f"the column 'language' holds {name!r}; use ISO 639 codes such as 'fr', or rename the column if it means something else"
+        ) from error
 
 
 def _edit_features(features: Any) -> Any:

@@ -35,14 +35,19 @@ _READERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv",
 _HUB = "hf://datasets/"
 _NOBODY = FunctionGenerator(lambda messages: "", name="nobody")  # for a booster that only shows what it would send
 
-Source = Annotated[str, typer.Argument(help="A json, jsonl, csv or parquet file, a folder saved to disk, or a Hub dataset (owner/name).")]
+Source = Annotated[
+    str,
+    typer.Argument(help="A json, jsonl, csv or parquet file, a folder saved to disk, or a Hub dataset (owner/name)."),
+]
 Config = Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")]
 Split = Annotated[str | None, typer.Option(help="Split to take; all of them when left out.")]
 Columns = Annotated[str | None, typer.Option(help="Which column is which: instruction=question,response=answer.")]
 Out = Annotated[str, typer.Option(help="A json, jsonl, csv or parquet file, a folder, or hf://datasets/owner/name.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first rows.")]
 Fields = Annotated[str, typer.Option(help="'all', or 'response' to keep instruction and input as they are.")]
-Prompt = Annotated[str, typer.Option(help="What the model is told before the pair.", show_default="the published prompt")]
+Prompt = Annotated[
+    str, typer.Option(help="What the model is told before the pair.", show_default="the published prompt")
+]
 
 
 def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -64,9 +69,16 @@ def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
 @_plain_errors
 def boost(
     source: Source,
-    model: Annotated[str, typer.Option(help="A model or adapter (folder or Hub id); with --base-url, the name the server knows.")],
+    model: Annotated[
+        str, typer.Option(help="A model or adapter (folder or Hub id); with --base-url, the name the server knows.")
+    ],
     out: Out,
-    base_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible server, such as http://localhost:8000/v1; the key is read from the environment.")] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            help="An OpenAI-compatible server, such as http://localhost:8000/v1; the key is read from the environment."
+        ),
+    ] = None,
     api_key_env: Annotated[str, typer.Option(help="The environment variable that holds the key.")] = "OPENAI_API_KEY",
     config: Config = None,
     split: Split = None,
@@ -79,19 +91,26 @@ def boost(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per forward pass, without --base-url.")] = 8,
     max_tokens: Annotated[int, typer.Option(min=1, help="New tokens per row at most.")] = 2048,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    journal: Annotated[Path | None, typer.Option(help="Where completions are kept.", show_default="OUT.journal")] = None,
-    no_journal: Annotated[bool, typer.Option("--no-journal", help="Keep nothing: a crash or rerun pays again.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, one JSON line per row, and call nothing.")] = False,
+    journal: Annotated[
+        Path | None, typer.Option(help="Where completions are kept.", show_default="OUT.journal")
+    ] = None,
+    no_journal: Annotated[
+        bool, typer.Option("--no-journal", help="Keep nothing: a crash or rerun pays again.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be sent, one JSON line per row, and call nothing.")
+    ] = False,
 ) -> None:
     """Boost a dataset; run the same command again to ask only for what failed."""
     _check_out(out, source)
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
-    pairs = _first(as_pairs(_read(source, config, split, out), columns=_columns(columns)), limit)
+    pairs = _first(_named(_read(source, config, split, out), columns), limit)
     booster = Booster(generator=_NOBODY, fields=fields, prompt=prompt, language=language)  # type: ignore[arg-type]
     if dry_run:
         for dataset in _splits(pairs):
-            for messages in booster.preview(dataset, len(dataset)):
-                print(json.dumps({"model": model, "messages": messages, **asdict(sampling)}, ensure_ascii=False))
+            for start in range(0, len(dataset), 1000):
+                for messages in booster.preview(dataset.skip(start), 1000):
+                    print(json.dumps({"model": model, "messages": messages, **asdict(sampling)}, ensure_ascii=False))
         return
     generator: Generator
     if base_url is not None:
@@ -123,7 +142,7 @@ def preview(
     n: Annotated[int, typer.Option("-n", min=1, help="How many rows.")] = 3,
 ) -> None:
     """Show the exact messages of the first rows; calls nothing."""
-    pairs = as_pairs(_read(source, config, split, ""), columns=_columns(columns))
+    pairs = _named(_read(source, config, split, ""), columns)
     booster = Booster(generator=_NOBODY, fields=fields, prompt=prompt)  # type: ignore[arg-type]
     for row, messages in enumerate(booster.preview(pairs, n)):
         for message in messages:
@@ -135,12 +154,16 @@ def preview(
 @_plain_errors
 def filter_(
     source: Source,
-    k: Annotated[str, typer.Option("-k", "--k", help="How many edits to keep per language: a count (720) or a share (0.3).")],
+    k: Annotated[
+        str, typer.Option("-k", "--k", help="How many edits to keep per language: a count (720) or a share (0.3).")
+    ],
     out: Out,
     config: Config = None,
     split: Split = None,
     columns: Columns = None,
-    pooled: Annotated[bool, typer.Option("--pooled", help="Rank all languages together; favours the wordy ones.")] = False,
+    pooled: Annotated[
+        bool, typer.Option("--pooled", help="Rank all languages together; favours the wordy ones.")
+    ] = False,
 ) -> None:
     """Keep the edits that changed the most, by edit distance."""
     _check_out(out, source)
@@ -148,7 +171,7 @@ def filter_(
         keep: int | float = int(k) if k.isdigit() else float(k)
     except ValueError:
         raise ValueError(f"-k {k!r} is not a number; give a count such as 720, or a share such as 0.3") from None
-    edits = as_edits(_read(source, config, split, out), columns=_columns(columns))
+    edits = as_edits(_read(source, config, split, out), columns=_columns(columns) if columns else None)
     kept = filter_by_edit_distance(edits, keep, by=None if pooled else "language")
     _write(kept, out, config)
     counted = [sum(map(len, _splits(each))) for each in (kept, edits)]
@@ -159,8 +182,15 @@ def filter_(
 @_plain_errors
 def data(
     out: Out,
-    source: Annotated[str | None, typer.Argument(help="A local copy of the published repository, or a URL.", show_default="the published repository")] = None,
-    languages: Annotated[str | None, typer.Option(help="Such as fr,ja or French,Japanese; all that are there when left out.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A local copy of the published repository, or a URL.", show_default="the published repository"
+        ),
+    ] = None,
+    languages: Annotated[
+        str | None, typer.Option(help="Such as fr,ja or French,Japanese; all that are there when left out.")
+    ] = None,
     coachlm: Annotated[bool, typer.Option("--coachlm", help="CoachLM's English edits instead.")] = False,
 ) -> None:
     """Write the published expert edits as one clean dataset, saying row by row what was mended."""
@@ -183,7 +213,9 @@ def _read(source: str, config: str | None, split: str | None, out: str) -> Any:
     if isinstance(dataset, dict) and len(dataset) == 1:
         return next(iter(dataset.values()))
     if isinstance(dataset, dict) and Path(out).suffix in _READERS:
-        raise ValueError(f"{source} has the splits {', '.join(dataset)}, and {out} is one file; choose one with --split, or a folder for --out")
+        raise ValueError(
+            f"{source} has the splits {', '.join(dataset)}, and {out} is one file; choose one with --split, or a folder for --out"
+        )
     return dataset
 
 
@@ -195,7 +227,9 @@ def _load(source: str, config: str | None, split: str | None) -> Any:
         return _only(load_from_disk(source), split)
     if path.is_file():
         if path.suffix not in _READERS:
-            raise ColumnError(f"{source} is not a json, jsonl, ndjson, csv or parquet file; convert it, or load it in Python and call booster.map")
+            raise ColumnError(
+                f"{source} is not a json, jsonl, ndjson, csv or parquet file; convert it, or load it in Python and call booster.map"
+            )
         options = _text_csv(path) if path.suffix == ".csv" else {}
         return load_dataset(_READERS[path.suffix], data_files=source, split="train", **options)
     if not path.is_dir() and (path.suffix in _READERS or source.startswith((".", "/", "~"))):
@@ -238,9 +272,11 @@ def _first(dataset: Any, limit: int | None) -> Any:
     return dataset.take(min(limit, len(dataset)))
 
 
-def _columns(text: str | None) -> dict[str, str] | None:
-    if text is None:
-        return None
+def _named(dataset: Any, columns: str | None) -> Any:
+    return as_pairs(dataset, columns=_columns(columns)) if columns else dataset  # the booster finds known shapes itself
+
+
+def _columns(text: str) -> dict[str, str]:
     named = dict(each.split("=", 1) for each in text.split(",") if "=" in each)
     if len(named) != len(text.split(",")):
         raise ValueError(f"--columns {text!r} is not a list of ours=theirs; write instruction=question,response=answer")
@@ -253,17 +289,25 @@ def _check_out(out: str, source: str) -> None:
         return
     path = Path(out)
     if path.suffix and path.suffix not in _READERS and not path.is_dir():
-        raise ValueError(f"--out {out} has an unknown ending; use .jsonl, .json, .csv or .parquet, a folder name without an ending, or {_HUB}owner/name")
+        raise ValueError(
+            f"--out {out} has an unknown ending; use .jsonl, .json, .csv or .parquet, a folder name without an ending, or {_HUB}owner/name"
+        )
     if source and Path(source).exists() and path.exists() and path.samefile(source):
         raise ValueError(f"--out {out} is the source itself; give another place, so that the raw data stays")
     if path.is_dir() and any(path.iterdir()) and not _is_saved_dataset(path):
-        raise ValueError(f"--out {out} is a folder with other things in it; give a new folder, or one that a dataset was saved to")
+        raise ValueError(
+            f"--out {out} is a folder with other things in it; give a new folder, or one that a dataset was saved to"
+        )
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.absolute().parent}; make it first")
 
 
 def _journal_of(out: str) -> Path:
-    return Path(out.removeprefix(_HUB).replace("/", "-") + ".journal") if out.startswith(_HUB) else Path(out.rstrip("/") + ".journal")
+    return (
+        Path(out.removeprefix(_HUB).replace("/", "-") + ".journal")
+        if out.startswith(_HUB)
+        else Path(out.rstrip("/") + ".journal")
+    )
 
 
 def _write(dataset: Any, out: str, config: str | None) -> None:
@@ -300,7 +344,9 @@ def _report(splits: list[Any]) -> None:
             row = counts.setdefault(str(language), {})
             row[status] = row.get(status, 0) + 1
     for language, row in sorted(counts.items()):
-        table.add_row(plain(language), *(f"{row.get(name, 0):,}" for name in ("boosted", "unchanged", "rejected", "failed")))
+        table.add_row(
+            plain(language), *(f"{row.get(name, 0):,}" for name in ("boosted", "unchanged", "rejected", "failed"))
+        )
     _console().print(table)
 
 

@@ -64,5 +64,7 @@ def language_code(language: str) -> str:
         return _BY_NAME[text].code
     tag = _TAG.fullmatch(text)
     if tag is None:
-        raise ValueError(f"{language!r} is not a language we know; give an ISO 639 code such as 'fr', or one of the names in midb.languages.LANGUAGES")
+        raise ValueError(
+            f"{language!r} is not a language we know; give an ISO 639 code such as 'fr', or one of the names in midb.languages.LANGUAGES"
+        )
     return _ISO3.get(tag[1], tag[1])

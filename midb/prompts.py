@@ -29,7 +29,9 @@ _NAMES = (
     r"INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_\w+|IMG\w*|AUDIO|BEGIN_AUDIO|THINK|ARGS|CALL_ID|MODEL_SETTINGS|PREFIX|MIDDLE|SUFFIX|"
     r"REFERENCE_DOC_\d+|control_\d+|CLS|SEP|gMASK|sMASK|PAD|UNK|BOS|EOS"  # Mistral, BERT, GLM
 )
-_ANGLE = rf"[|｜]|(?i:/?(?:{_WORDS})\s*/?>)|/?[A-Za-z_]{{1,24}}\|>|</?SYS>>"  # <|...|>, <｜...｜>, <name>, <name|>, <<SYS>>
+_ANGLE = (
+    rf"[|｜]|(?i:/?(?:{_WORDS})\s*/?>)|/?[A-Za-z_]{{1,24}}\|>|</?SYS>>"  # <|...|>, <｜...｜>, <name>, <name|>, <<SYS>>
+)
 _SQUARE = rf"/?(?:{_NAMES})\]"
 _CONTROL = re.compile(rf"<\\*(?={_ANGLE})|\[\\*(?={_SQUARE})")
 _ESCAPED = re.compile(rf"<\\+(?={_ANGLE})|\[\\+(?={_SQUARE})")
@@ -86,6 +88,8 @@ def parse_pair(text: str, *, tags: tuple[str, str, str] = TAGS, parity: bool = F
     return Pair(*(fields if parity else map(unescape, fields)))
 
 
-def render_messages(pair: Pair, prompt: str = PROMPT, *, tags: tuple[str, str, str] = TAGS, parity: bool = False) -> list[Message]:
+def render_messages(
+    pair: Pair, prompt: str = PROMPT, *, tags: tuple[str, str, str] = TAGS, parity: bool = False
+) -> list[Message]:
     """The chat that asks a model to boost `pair`: one user turn, the prompt and the tagged pair joined by a newline."""
     return [{"role": "user", "content": f"{prompt}\n{render_pair(pair, tags=tags, parity=parity)}"}]

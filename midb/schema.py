@@ -12,7 +12,9 @@ from typing import Any, NamedTuple, TypedDict, TypeVar
 from midb.errors import ColumnError
 
 Batch = dict[str, list[Any]]
-AnyDataset = TypeVar("AnyDataset")  # Dataset | DatasetDict | IterableDataset | IterableDatasetDict: out comes what went in
+AnyDataset = TypeVar(
+    "AnyDataset"
+)  # Dataset | DatasetDict | IterableDataset | IterableDatasetDict: out comes what went in
 
 
 class Pair(NamedTuple):
@@ -144,7 +146,9 @@ def _split_as_pairs(split: Any, columns: Mapping[str, str] | None) -> Any:
     names = set(_column_names(split))
     if columns is not None:
         if unknown := set(columns) - set(PAIR):
-            raise ColumnError(f"columns= names {sorted(unknown)}; it takes {', '.join(PAIR)}, each with the dataset's own name")
+            raise ColumnError(
+                f"columns= names {sorted(unknown)}; it takes {', '.join(PAIR)}, each with the dataset's own name"
+            )
         shape = {ours: columns.get(ours, ours) for ours in PAIR if ours in columns or ours in names}
     elif set(RAW) <= names:
         return split.remove_columns([name for name in (*RAW, *PROVENANCE) if name in names])
@@ -163,7 +167,9 @@ def _split_as_pairs(split: Any, columns: Mapping[str, str] | None) -> Any:
 def _split_as_edits(split: Any, columns: Mapping[str, str]) -> Any:
     names = set(_column_names(split))
     if unknown := set(columns) - {*PAIR, *RAW}:
-        raise ColumnError(f"columns= names {sorted(unknown)}; it takes {', '.join((*PAIR, *RAW))}, each with the dataset's own name")
+        raise ColumnError(
+            f"columns= names {sorted(unknown)}; it takes {', '.join((*PAIR, *RAW))}, each with the dataset's own name"
+        )
     sources = {}
     for side, prefix, marks in (("", "after", ("revised", "Revised")), ("raw_", "before", ("raw", "Raw"))):
         for field in PAIR:
@@ -202,7 +208,9 @@ class _Copy:
 
 def _chat_as_pairs(split: Any, read: list[str], names: set[str]) -> Any:
     if taken := names & {*PAIR, "system"}:
-        raise ColumnError(f"the dataset has {', '.join(read)} and also {sorted(taken)}; remove or rename those, so that the chat has one meaning")
+        raise ColumnError(
+            f"the dataset has {', '.join(read)} and also {sorted(taken)}; remove or rename those, so that the chat has one meaning"
+        )
     return split.map(_read_messages, batched=True, with_indices=True, input_columns=read, remove_columns=read)
 
 
@@ -216,7 +224,9 @@ def _read_messages(*batch_and_rows: list[Any]) -> Batch:
 def _read_chat(chat: list[Any], row: int) -> tuple[str, str, str, str]:
     for message in chat:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise ColumnError(f"row {row}: a message is not a role with text content ({str(message)[:80]}); keep text chats only")
+            raise ColumnError(
+                f"row {row}: a message is not a role with text content ({str(message)[:80]}); keep text chats only"
+            )
     roles = [message["role"] for message in chat]
     if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
         raise ColumnError(
@@ -232,7 +242,10 @@ def _write_messages(batch: Batch) -> Batch:
     return {
         "messages": [
             [{"role": "system", "content": system}] * bool(system)
-            + [{"role": "user", "content": "\n".join(filter(None, (instruction, input_)))}, {"role": "assistant", "content": response}]
+            + [
+                {"role": "user", "content": "\n".join(filter(None, (instruction, input_)))},
+                {"role": "assistant", "content": response},
+            ]
             for system, instruction, input_, response in zip(systems, *(batch[name] for name in PAIR), strict=True)
         ]
     }
@@ -268,7 +281,9 @@ def _text_columns(split: Any, columns: Iterable[str]) -> Any:
     present = [name for name in columns if name not in missing]
     nulls = _nulls(split, present)
     if hollow := next((name for name in present if nulls[name] is not None and name not in inputs), None):
-        raise ColumnError(f"row {nulls[hollow]}: {hollow} is null; drop such rows first, e.g. ds.filter(lambda row: row[{hollow!r}] is not None)")
+        raise ColumnError(
+            f"row {nulls[hollow]}: {hollow} is null; drop such rows first, e.g. ds.filter(lambda row: row[{hollow!r}] is not None)"
+        )
     if missing or any(nulls[name] is not None for name in present):
         split = split.map(_Text(tuple(columns)), batched=True, with_indices=True)
     return split
@@ -282,7 +297,9 @@ def _nulls(split: Any, columns: list[str]) -> dict[str, int | None]:
     for name in columns:
         kind = split.features[name]
         if not isinstance(kind, Value) or kind.dtype not in ("string", "large_string", "string_view", "null"):
-            raise ColumnError(f"column {name!r} holds {kind}, not text; cast it first, e.g. ds.cast_column({name!r}, Value('string'))")
+            raise ColumnError(
+                f"column {name!r} holds {kind}, not text; cast it first, e.g. ds.cast_column({name!r}, Value('string'))"
+            )
     first: dict[str, int | None] = dict.fromkeys(columns)
     row = 0
     for table in split.select_columns(columns).with_format("arrow").iter(batch_size=10_000):
@@ -307,7 +324,9 @@ class _Text:
                 values = ["" if value is None else value for value in values]
             for value, row in zip(values, rows, strict=True):
                 if not isinstance(value, str):
-                    raise ColumnError(f"row {row}: {name} is {'null' if value is None else type(value).__name__}, not text; drop or convert such rows first")
+                    raise ColumnError(
+                        f"row {row}: {name} is {'null' if value is None else type(value).__name__}, not text; drop or convert such rows first"
+                    )
             texts[name] = values
         return texts
 

@@ -31,12 +31,18 @@ def answers(**by_word):
 
 
 def dataset(n=3, **columns):
-    rows = {"instruction": [f"Domanda {i}: perché il cielo è blu?" for i in range(n)], "input": [""] * n, "response": ["Perché sì, è così."] * n}
+    rows = {
+        "instruction": [f"Domanda {i}: perché il cielo è blu?" for i in range(n)],
+        "input": [""] * n,
+        "response": ["Perché sì, è così."] * n,
+    }
     return Dataset.from_dict({"id": list(range(n)), **rows, **columns})
 
 
 def test_every_row_comes_back_boosted_in_order_with_its_other_columns():
-    edits = Booster(generator=FunctionGenerator(improve, name="teacher")).map(dataset(50, meta=[{"a": i} for i in range(50)]), batch_size=7)
+    edits = Booster(generator=FunctionGenerator(improve, name="teacher")).map(
+        dataset(50, meta=[{"a": i} for i in range(50)]), batch_size=7
+    )
     assert edits["id"][:] == list(range(50))
     assert edits["meta"][49] == {"a": 49}
     assert edits["raw_response"][:] == ["Perché sì, è così."] * 50
@@ -51,7 +57,14 @@ def test_every_row_comes_back_boosted_in_order_with_its_other_columns():
 def test_the_model_is_sent_the_published_prompt_and_the_tagged_pair():
     seen = []
     Booster(generator=FunctionGenerator(lambda messages: seen.append(messages) or "")).map(dataset(1))
-    assert seen == [[{"role": "user", "content": f"{PROMPT}\n{render_pair(Pair('Domanda 0: perché il cielo è blu?', '', 'Perché sì, è così.'))}"}]]
+    assert seen == [
+        [
+            {
+                "role": "user",
+                "content": f"{PROMPT}\n{render_pair(Pair('Domanda 0: perché il cielo è blu?', '', 'Perché sì, è così.'))}",
+            }
+        ]
+    ]
 
 
 def test_what_does_not_parse_keeps_the_raw_pair_and_the_reply():
@@ -78,8 +91,14 @@ def test_an_answer_that_only_moves_white_space_is_unchanged():
 
 
 def test_a_failed_request_keeps_the_raw_pair_and_says_why():
-    edits = Booster(generator=FunctionGenerator(lambda m: Completion("", "error", error="http_500: boom"))).map(dataset(1))
-    assert (edits[0]["boost_status"], edits[0]["boost_reason"], edits[0]["response"]) == ("failed", "http_500: boom", "Perché sì, è così.")
+    edits = Booster(generator=FunctionGenerator(lambda m: Completion("", "error", error="http_500: boom"))).map(
+        dataset(1)
+    )
+    assert (edits[0]["boost_status"], edits[0]["boost_reason"], edits[0]["response"]) == (
+        "failed",
+        "http_500: boom",
+        "Perché sì, è così.",
+    )
     assert edits[0]["boost_prompt_tokens"] is None
 
 
@@ -111,7 +130,13 @@ def test_text_that_holds_our_tags_moves_no_field():
 
 
 def test_any_known_shape_is_boosted():
-    chats = Dataset.from_dict({"messages": [[{"role": "user", "content": "Ciao?"}, {"role": "assistant", "content": "Ciao, come stai oggi?"}]]})
+    chats = Dataset.from_dict(
+        {
+            "messages": [
+                [{"role": "user", "content": "Ciao?"}, {"role": "assistant", "content": "Ciao, come stai oggi?"}]
+            ]
+        }
+    )
     edits = Booster(generator=FunctionGenerator(improve)).map(chats)
     assert edits[0]["response"] == "Ciao, come stai oggi?" + LONG
 
@@ -127,7 +152,9 @@ def test_a_dict_of_splits_and_a_stream_are_boosted_too():
 
 def test_a_reader_of_three_streamed_rows_pays_for_one_small_batch():
     asked = []
-    stream = Booster(generator=FunctionGenerator(lambda m: asked.append(1) or improve(m))).map(dataset(1000).to_iterable_dataset())
+    stream = Booster(generator=FunctionGenerator(lambda m: asked.append(1) or improve(m))).map(
+        dataset(1000).to_iterable_dataset()
+    )
     list(stream.take(3))
     assert len(asked) == 64
 
@@ -220,7 +247,9 @@ def test_worker_processes_give_the_same_rows():
 
 
 def test_the_summary_counts_rows_reasons_and_tokens(capsys):
-    generator = answers(**{"0": "junk", "1": "junk", "2": Completion("", "error", error="timeout: 60 s"), "3": "<|instruction|>"})
+    generator = answers(
+        **{"0": "junk", "1": "junk", "2": Completion("", "error", error="timeout: 60 s"), "3": "<|instruction|>"}
+    )
     booster = Booster(generator=generator)
     enable_progress_bars()
     try:
@@ -228,10 +257,16 @@ def test_the_summary_counts_rows_reasons_and_tokens(capsys):
     finally:
         disable_progress_bars()
     summary = summarize(edits)
-    assert (summary.rows, summary.boosted, summary.unchanged, summary.rejected, summary.failed) == (5, 0, 1, {"unparsed": 3}, {"timeout": 1})
+    assert (summary.rows, summary.boosted, summary.unchanged, summary.rejected, summary.failed) == (
+        5,
+        0,
+        1,
+        {"unparsed": 3},
+        {"timeout": 1},
+    )
     assert str(summary) in capsys.readouterr().err
     assert "3 (unparsed 3) rejected, 1 (timeout 1) failed" in str(summary)
-    with pytest.raises(ColumnError, match="booster.map"):
+    with pytest.raises(ColumnError, match=r"booster.map"):
         summarize(dataset(1))
 
 
@@ -257,6 +292,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     peak = {}
     for n in (100_000, 1_000_000):
-        said = subprocess.run([sys.executable, "-c", script, str(n), str(tmp_path)], capture_output=True, text=True, check=True)
+        said = subprocess.run(
+            [sys.executable, "-c", script, str(n), str(tmp_path)], capture_output=True, text=True, check=True
+        )
         peak[n] = int(said.stdout)
     assert peak[1_000_000] < 1.25 * peak[100_000], peak

@@ -22,7 +22,11 @@ FLOORS = {
 }  # fmt: skip
 # Inside a floor-0 room errors may be raised, and a room with an inside is one room.
 ALLOWED = {("midb.schema", "midb.errors")}
-HOMES = {"torch": "generators/transformers.py", "transformers": "generators/transformers.py", "openai": "generators/openai.py"}
+HOMES = {
+    "torch": "generators/transformers.py",
+    "transformers": "generators/transformers.py",
+    "openai": "generators/openai.py",
+}
 SOURCES = sorted(HOUSE.rglob("*.py"))
 
 
@@ -84,7 +88,13 @@ def test_there_are_no_drawers():
 def test_every_import_is_declared():
     project = tomllib.loads((HOUSE.parent / "pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
-    declared = {re.match(r"[\w-]+", line)[0].replace("-", "_").lower() for line in lines} | {"midb"} | set(sys.stdlib_module_names)
+    declared = (
+        {re.match(r"[\w-]+", line)[0].replace("-", "_").lower() for line in lines}
+        | {"midb"}
+        | set(sys.stdlib_module_names)
+    )
     for path in SOURCES:
         for module in imports(path):
-            assert module.split(".")[0].lower() in declared, f"{path.name} imports {module}, which pyproject.toml does not declare"
+            assert module.split(".")[0].lower() in declared, (
+                f"{path.name} imports {module}, which pyproject.toml does not declare"
+            )

@@ -12,7 +12,24 @@ CONTROL = [
     "<</SYS>>", "<s>", "</s>", "<bos>", "<eos>", "<end_of_turn>", "<start_of_turn>", "<turn|>", "<|turn>", "<｜end▁of▁sentence｜>",
     "<think>", "</think>", "<tool_call>", "<tool_response>", "<unk>", "<pad>", "[TOOL_CALLS]", "[SEP]", "[gMASK]", "<0x0A>",
 ]  # fmt: skip
-PIECES = [*CONTROL, "<", "|", ">", "\\", "[", "]", "/", "<\\|", "<\\\\|im_end|>", "\n", "\r\n", " ", "é", "text", PROMPT]
+PIECES = [
+    *CONTROL,
+    "<",
+    "|",
+    ">",
+    "\\",
+    "[",
+    "]",
+    "/",
+    "<\\|",
+    "<\\\\|im_end|>",
+    "\n",
+    "\r\n",
+    " ",
+    "é",
+    "text",
+    PROMPT,
+]
 
 hostile = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), max_size=12).map("".join)
 
@@ -44,7 +61,14 @@ def test_only_our_own_tags_stand_in_the_message(pair):
 
 @pytest.mark.parametrize(
     "text",
-    ["2 < 3 and a | b", "<b>bold</b> <div class='s'>", "x = [1, 2][0]", "C:\\path\\n", "[note] see <https://example.org>", "List<String> items"],
+    [
+        "2 < 3 and a | b",
+        "<b>bold</b> <div class='s'>",
+        "x = [1, 2][0]",
+        "C:\\path\\n",
+        "[note] see <https://example.org>",
+        "List<String> items",
+    ],
 )
 def test_clean_text_renders_byte_for_byte_as_published(text):
     assert render_pair(Pair(text, "", text)) == f"<|instruction|>{text}\n<|input|>\n<|response|>{text}"
@@ -52,7 +76,9 @@ def test_clean_text_renders_byte_for_byte_as_published(text):
 
 def test_the_message_is_the_published_prompt_a_newline_and_the_pair():
     messages = render_messages(Pair("Name three colors.", "", "Red, blue"))
-    assert messages == [{"role": "user", "content": f"{PROMPT}\n<|instruction|>Name three colors.\n<|input|>\n<|response|>Red, blue"}]
+    assert messages == [
+        {"role": "user", "content": f"{PROMPT}\n<|instruction|>Name three colors.\n<|input|>\n<|response|>Red, blue"}
+    ]
 
 
 @pytest.mark.parametrize(

@@ -52,14 +52,16 @@ def test_other_names_are_given_by_the_caller():
     dataset = Dataset.from_dict({"question": ["q"], "answer": ["a"], "context": ["c"], "id": [1]})
     pairs = as_pairs(dataset, columns={"instruction": "question", "response": "answer", "input": "context"})
     assert rows(pairs) == [{"instruction": "q", "response": "a", "input": "c", "id": 1}]
-    with pytest.raises(ColumnError, match="no column.*antwort"):
+    with pytest.raises(ColumnError, match=r"no column.*antwort"):
         as_pairs(dataset, columns={"instruction": "question", "response": "antwort"})
     with pytest.raises(ColumnError, match="takes instruction, input, response"):
         as_pairs(dataset, columns={"system": "question"})
 
 
 def test_a_dataset_dict_converts_split_by_split():
-    splits = as_pairs(DatasetDict(train=Dataset.from_dict(PAIRS), test=Dataset.from_dict({"prompt": ["a"], "completion": ["b"]})))
+    splits = as_pairs(
+        DatasetDict(train=Dataset.from_dict(PAIRS), test=Dataset.from_dict({"prompt": ["a"], "completion": ["b"]}))
+    )
     assert isinstance(splits, DatasetDict)
     assert {name: split.num_rows for name, split in splits.items()} == {"train": 2, "test": 1}
     assert splits["test"][0]["response"] == "b"
@@ -90,7 +92,9 @@ def test_what_cannot_be_a_pair_is_refused_with_the_way_out(columns, says):
 
 
 def test_a_null_deep_in_a_selection_is_found_at_its_row():
-    dataset = Dataset.from_dict({"instruction": ["x"] * 30_000, "response": ["y"] * 29_999 + [None]}).select(range(5, 30_000))
+    dataset = Dataset.from_dict({"instruction": ["x"] * 30_000, "response": ["y"] * 29_999 + [None]}).select(
+        range(5, 30_000)
+    )
     with pytest.raises(ColumnError, match="row 29994: response is null"):
         as_pairs(dataset)
 
@@ -119,7 +123,11 @@ def test_messages_join_instruction_and_input_by_a_newline():
 @pytest.mark.parametrize(
     "columns",
     [
-        {f"{side} {name}": [f"{side}{name}"] for side in ("Raw", "Revised") for name in ("Instruction", "Input", "Response")},
+        {
+            f"{side} {name}": [f"{side}{name}"]
+            for side in ("Raw", "Revised")
+            for name in ("Instruction", "Input", "Response")
+        },
         {f"{side}_{name}": [f"{side.title()}{name.title()}"] for side in ("raw", "revised") for name in PAIR},
         {
             **{name: [f"Revised{name.title()}"] for name in PAIR},
@@ -136,7 +144,9 @@ def test_texts_before_and_after_a_revision_are_an_edit(columns):
 
 
 def test_alpaca_data_with_a_column_of_revisions_is_an_edit():
-    dataset = Dataset.from_dict({"instruction": ["i"], "input": [None], "output": ["before"], "revised_output": ["after"]})
+    dataset = Dataset.from_dict(
+        {"instruction": ["i"], "input": [None], "output": ["before"], "revised_output": ["after"]}
+    )
     (row,) = rows(as_edits(dataset))
     assert (row["raw_response"], row["response"]) == ("before", "after")
     assert (row["raw_instruction"], row["instruction"], row["raw_input"], row["input"]) == ("i", "i", "", "")
@@ -148,7 +158,10 @@ def test_an_edit_needs_two_sides():
         as_edits(Dataset.from_dict(PAIRS))
     with pytest.raises(ColumnError, match="response after"):
         as_edits(Dataset.from_dict({"instruction": ["a"], "raw_response": ["b"]}))
-    edits = as_edits(Dataset.from_dict({**PAIRS, "better": ["hound", "four"]}), columns={"response": "better", "raw_response": "response"})
+    edits = as_edits(
+        Dataset.from_dict({**PAIRS, "better": ["hound", "four"]}),
+        columns={"response": "better", "raw_response": "response"},
+    )
     assert (edits[0]["raw_response"], edits[0]["response"]) == ("dog", "hound")
     assert "better" not in edits.column_names
 

@@ -61,18 +61,24 @@ class Generator(Protocol):
 class StreamingGenerator(Generator, Protocol):
     """A generator that hands over each completion as it finishes, so that it can be kept and counted at once."""
 
-    def stream(self, prompts: Sequence[list[Message]], sampling: Sampling | None = None) -> Iterator[tuple[int, Completion]]:
+    def stream(
+        self, prompts: Sequence[list[Message]], sampling: Sampling | None = None
+    ) -> Iterator[tuple[int, Completion]]:
         """Yield `(position in prompts, completion)` in the order of finishing, each position once."""
 
 
-def stream(generator: Generator, prompts: Sequence[list[Message]], sampling: Sampling | None = None) -> Iterator[tuple[int, Completion]]:
+def stream(
+    generator: Generator, prompts: Sequence[list[Message]], sampling: Sampling | None = None
+) -> Iterator[tuple[int, Completion]]:
     """Completions as they finish; all at the end from a generator that only knows `generate`."""
     if isinstance(generator, StreamingGenerator):
         yield from generator.stream(prompts, sampling)
         return
     completions = generator.generate(prompts, sampling)
     if len(completions) != len(prompts):
-        raise GenerationError(f"{generator.name} answered {len(completions)} of {len(prompts)} prompts; a Generator must return one Completion per prompt")
+        raise GenerationError(
+            f"{generator.name} answered {len(completions)} of {len(prompts)} prompts; a Generator must return one Completion per prompt"
+        )
     yield from enumerate(completions)
 
 
@@ -84,7 +90,9 @@ def collect(finished: Iterable[tuple[int, Completion]], count: int) -> list[Comp
     """
     by_position = dict(finished)
     if by_position.keys() != set(range(count)):
-        raise GenerationError(f"{len(by_position)} of {count} prompts were answered; a Generator must answer each position once")
+        raise GenerationError(
+            f"{len(by_position)} of {count} prompts were answered; a Generator must answer each position once"
+        )
     return [by_position[position] for position in range(count)]
 
 
@@ -127,7 +135,9 @@ class FunctionGenerator:
         """Call the function once per prompt."""
         return collect(self.stream(prompts, sampling), len(prompts))
 
-    def stream(self, prompts: Sequence[list[Message]], sampling: Sampling | None = None) -> Iterator[tuple[int, Completion]]:
+    def stream(
+        self, prompts: Sequence[list[Message]], sampling: Sampling | None = None
+    ) -> Iterator[tuple[int, Completion]]:
         """Call the function prompt by prompt; what it raises passes through."""
         for position, messages in enumerate(prompts):
             answer = self.function(messages)

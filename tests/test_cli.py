@@ -1,0 +1,296 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict, load_from_disk
+from fake_openai import FakeOpenAI
+from typer.testing import CliRunner
+
+from midb.cli import app
+from midb.prompts import PROMPT
+
+ROWS = [
+    {"id": "007", "language": "it", "instruction": "Perché il cielo è blu?", "input": "", "response": "Perché la luce si diffonde nell'aria.", "when": "2024-01-02T03:04:05"},
+    {"id": "008", "language": "fr", "instruction": "Pourquoi NA ?", "input": "NA", "response": "Parce que c'est ainsi, tout simplement.", "when": ""},
+]  # fmt: skip
+PAIR_AND_MORE = {"id", "language", "instruction", "input", "response", "when"}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with FakeOpenAI() as fake:
+        yield fake
+
+
+@pytest.fixture(autouse=True)
+def _calm(server, monkeypatch, tmp_path):
+    server.get("reset")
+    server.get("heal")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def midb(*arguments):
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def jsonl(path, rows=ROWS):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_file_is_boosted_into_a_file_with_every_other_value_as_it_was(server, tmp_path):
+    out = tmp_path / "out.jsonl"
+    said = midb("boost", jsonl(tmp_path / "in.jsonl"), "--model", "m", "--base-url", server.url, "--out", out)
+    assert said.exit_code == 0, said.output
+    rows = read(out)
+    assert [row["response"] for row in rows] == [row["response"] + " (2026)" for row in ROWS]
+    assert [{name: row[name] for name in ("id", "language", "when")} for row in rows] == [
+        {name: row[name] for name in ("id", "language", "when")} for row in ROWS
+    ]
+    assert [row["boosted_by"] for row in rows] == ["m", "m"]
+    assert (tmp_path / "out.jsonl.journal").exists()
+    assert "boosted" in said.stderr
+
+
+def test_the_same_command_again_asks_nothing(server, tmp_path):
+    arguments = (
+        "boost",
+        jsonl(tmp_path / "in.jsonl"),
+        "--model",
+        "m",
+        "--base-url",
+        server.url,
+        "--out",
+        tmp_path / "out.jsonl",
+    )
+    assert [midb(*arguments).exit_code, midb(*arguments).exit_code] == [0, 0]
+    assert server.get("stats")["requests"] == 2
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "json"])
+def test_every_kind_of_file_keeps_the_text_it_holds(server, tmp_path, ending):
+    source, out = tmp_path / f"in.{ending}", tmp_path / f"out.{ending}"
+    if ending == "csv":
+        with source.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ROWS[0])
+            writer.writeheader()
+            writer.writerows(ROWS)
+    elif ending == "parquet":
+        Dataset.from_list(ROWS).to_parquet(source)
+    else:
+        source.write_text(json.dumps(ROWS, ensure_ascii=False), encoding="utf-8")
+    said = midb("boost", source, "--model", "m", "--base-url", server.url, "--out", out)
+    assert said.exit_code == 0, said.output
+    if ending == "csv":
+        rows = list(csv.DictReader(out.open(newline="", encoding="utf-8")))
+    else:
+        rows = (
+            json.loads(out.read_text(encoding="utf-8"))
+            if ending == "json"
+            else Dataset.from_parquet(str(out)).to_list()
+        )
+    assert [
+        {
+            name: row[f"raw_{name}"] if name in ("instruction", "input", "response") else row[name]
+            for name in PAIR_AND_MORE
+        }
+        for row in rows
+    ] == ROWS
+
+
+def test_a_saved_folder_with_splits_is_boosted_into_a_folder(server, tmp_path):
+    DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:1])).save_to_disk(tmp_path / "in")
+    arguments = ["boost", tmp_path / "in", "--model", "m", "--base-url", server.url, "--out"]
+    assert midb(*arguments, tmp_path / "out").exit_code == 0
+    assert midb(*arguments, tmp_path / "out").exit_code == 0  # and once more over itself
+    assert {name: len(split) for name, split in load_from_disk(tmp_path / "out").items()} == {"train": 2, "test": 1}
+    assert midb(*arguments, tmp_path / "one.jsonl", "--split", "test").exit_code == 0
+    refused = midb(*arguments, tmp_path / "two.jsonl")
+    assert refused.exit_code == 1
+    assert "--split" in refused.stderr
+
+
+def test_failed_rows_end_with_their_own_exit_code_and_heal_on_the_next_run(tmp_path):
+    rows = [ROWS[0], {**ROWS[1], "instruction": "Pourquoi [[400]] ?"}]
+    with FakeOpenAI() as sick:
+        arguments = (
+            "boost",
+            jsonl(tmp_path / "in.jsonl", rows),
+            "--model",
+            "m",
+            "--base-url",
+            sick.url,
+            "--out",
+            tmp_path / "out.jsonl",
+        )
+        said = midb(*arguments)
+        assert said.exit_code == 3
+        assert "1 rows failed" in said.stderr
+        assert [row["boost_status"] for row in read(tmp_path / "out.jsonl")] == ["boosted", "failed"]
+        sick.get("heal")
+        assert midb(*arguments).exit_code == 0
+        assert [row["boost_status"] for row in read(tmp_path / "out.jsonl")] == ["boosted", "boosted"]
+        assert sick.get("stats")["requests"] == 3
+
+
+def test_a_refused_key_is_one_line_that_does_not_show_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    with FakeOpenAI() as locked:
+        locked.get("fault/401")
+        said = midb(
+            "boost",
+            jsonl(tmp_path / "in.jsonl"),
+            "--model",
+            "m",
+            "--base-url",
+            locked.url,
+            "--out",
+            tmp_path / "out.jsonl",
+        )
+    assert said.exit_code == 4
+    assert "key" in said.stderr
+    assert "Traceback" not in said.output + said.stderr
+    assert "sk-very-secret" not in said.output + said.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_dry_run_prints_what_would_be_sent_and_calls_nothing(server, tmp_path):
+    said = midb(
+        "boost",
+        jsonl(tmp_path / "in.jsonl"),
+        "--model",
+        "m",
+        "--base-url",
+        server.url,
+        "--out",
+        tmp_path / "out.jsonl",
+        "--dry-run",
+    )
+    assert said.exit_code == 0
+    sent = [json.loads(line) for line in said.stdout.splitlines()]
+    assert [each["model"] for each in sent] == ["m", "m"]
+    assert (
+        sent[1]["messages"][0]["content"]
+        == f"{PROMPT}\n<|instruction|>Pourquoi NA ?\n<|input|>NA\n<|response|>Parce que c'est ainsi, tout simplement."
+    )
+    assert server.get("stats")["requests"] == 0
+    midb("boost", tmp_path / "in.jsonl", "--model", "m", "--base-url", server.url, "--out", tmp_path / "out.jsonl")
+    assert server.get("stats")["last"]["messages"] in [each["messages"] for each in sent]
+
+
+def test_a_preview_shows_the_first_messages(tmp_path):
+    said = midb("preview", jsonl(tmp_path / "in.jsonl"), "-n", 1)
+    assert said.exit_code == 0
+    assert "<|instruction|>Perché il cielo è blu?\n<|input|>\n<|response|>" in said.stdout
+    assert "Pourquoi" not in said.stdout
+
+
+def test_filter_keeps_the_farthest_of_each_language(tmp_path):
+    rows = [
+        {"language": language, "instruction": "i", "output": "a", "revised_output": "a" + "b" * n}
+        for n in range(1, 5)
+        for language in ("it", "fr")
+    ]
+    out = tmp_path / "kept.jsonl"
+    said = midb("filter", jsonl(tmp_path / "in.jsonl", rows), "-k", 2, "--out", out)
+    assert said.exit_code == 0, said.output
+    assert sorted((row["language"], row["edit_distance"]) for row in read(out)) == [
+        ("fr", 3),
+        ("fr", 4),
+        ("it", 3),
+        ("it", 4),
+    ]
+    assert "kept 4 of 8" in said.stderr
+    assert midb("filter", tmp_path / "in.jsonl", "-k", 0.25, "--out", out).exit_code == 0
+    assert len(read(out)) == 2
+    assert midb("filter", tmp_path / "in.jsonl", "-k", "many", "--out", out).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nowhere.jsonl", "--out", "o.jsonl"], "there is no nowhere.jsonl"),
+        (["in.jsonl", "--out", "in.jsonl"], "the source itself"),
+        (["in.jsonl", "--out", "o.xlsx"], "unknown ending"),
+        (["in.jsonl", "--out", "missing/o.jsonl"], "there is no folder"),
+        (["in.jsonl", "--out", "full"], "other things in it"),
+        (["in.jsonl", "--out", "o.jsonl", "--columns", "instruction"], "ours=theirs"),
+        (["in.jsonl", "--out", "o.jsonl", "--columns", "instruction=nope"], "nope"),
+        (["odd.jsonl", "--out", "o.jsonl"], "known shapes"),
+        (["odd.txt", "--out", "o.jsonl"], "not a json"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_called(server, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    jsonl(Path("in.jsonl"))
+    jsonl(Path("odd.jsonl"), [{"text": "x"}])
+    Path("odd.txt").write_text("x")
+    Path("full").mkdir()
+    Path("full/precious.txt").write_text("x")
+    said = midb("boost", *arguments, "--model", "m", "--base-url", server.url)
+    assert said.exit_code == 1
+    assert says in said.stderr
+    assert server.get("stats")["requests"] == 0
+    assert Path("full/precious.txt").exists()
+
+
+def test_a_hub_dataset_is_boosted_onto_the_hub(server, tmp_path):
+    hub = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("fakehub.py")), "--port", "0", "--root", str(tmp_path / "hub")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = hub.stdout.readline().strip()
+        env = {
+            **os.environ,
+            "HF_ENDPOINT": address,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_TOKEN": "hf_test",
+            "HF_HOME": str(tmp_path / "home"),
+        }
+        env.pop("HF_HUB_OFFLINE", None)
+
+        def run(*arguments):
+            return subprocess.run(
+                [sys.executable, *map(str, arguments)], env=env, capture_output=True, text=True, cwd=tmp_path
+            )
+
+        push = f"from datasets import Dataset; Dataset.from_list({ROWS!r}).push_to_hub('tester/raw', config_name='it', split='test')"
+        assert run("-c", push).returncode == 0
+        said = run(
+            "-m",
+            "midb.cli",
+            "boost",
+            "tester/raw",
+            "--config",
+            "it",
+            "--split",
+            "test",
+            "--model",
+            "m",
+            "--base-url",
+            server.url,
+            "--out",
+            "hf://datasets/tester/boosted",
+        )
+        assert said.returncode == 0, said.stderr
+        assert (
+            run("-m", "midb.cli", "preview", "hf://datasets/tester/boosted", "--config", "it").returncode == 1
+        )  # edits: refused
+        look = "from datasets import load_dataset; ds = load_dataset('tester/boosted', 'it'); print({k: v['boost_status'][:] for k, v in ds.items()})"
+        assert run("-c", look).stdout.strip() == "{'test': ['boosted', 'boosted']}"
+        missing = run("-m", "midb.cli", "preview", "tester/nothing")
+        assert (missing.returncode, "Traceback" in missing.stderr) == (1, False)
+    finally:
+        hub.kill()
+        hub.wait()
+        hub.stdout.close()
