@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, islice, pairwise
+from itertools import chain, islice
 from typing import Any, Literal
 
 from jinja2 import TemplateError
@@ -93,7 +93,7 @@ class ChatFormat:
         """The token ids of a chat, in which only the template has written control tokens.
 
         Raises:
-            ValueError: A single character of a message is a control token of this tokenizer.
+            ValueError: The template or the tokenizer leaves no way to keep a message's control tokens apart.
         """
         text = self.render(messages, answer=answer)
         ids = self._ids(text)
@@ -156,10 +156,10 @@ class ChatFormat:
         return frozenset(self._control.values())
 
     @cached_property
-    def _control_starts(self) -> re.Pattern[str]:
-        # Looking ahead finds overlapping tokens too; without any, nothing matches.
+    def _control_start(self) -> re.Pattern[str]:
+        # Looking ahead finds tokens that overlap; "(?!)", for a tokenizer without any, finds nothing.
         tokens = "|".join(re.escape(token) for token in self._control if token) or "(?!)"
-        return re.compile(f"(?={tokens})")
+        return re.compile(f"(?={tokens})(.)", re.DOTALL)
 
     def _controls(self, ids: list[int]) -> list[int]:
         return [each for each in ids if each in self._control_ids]
@@ -175,7 +175,7 @@ class ChatFormat:
         return ids
 
     def _pieces(self, messages: Sequence[Message], answer: bool) -> Iterator[tuple[str, bool]]:
-        """The rendered chat in pieces: `(text, whether the template wrote it)`.
+        """The rendered chat in pieces: `(text, whether the template wrote it)`, with a cut inside every control token.
 
         White space around a message counts as the template's, so that a template that trims does so as ever.
         """
@@ -183,23 +183,22 @@ class ChatFormat:
         start, end = islice((chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in contents), 2)
         marked = []
         for message in messages:
-            core = message["content"].strip()
-            before, _, after = message["content"].partition(core) if core else (message["content"], "", "")
-            content = before + start + core + end + after if core else before
-            marked.append(Message(role=message["role"], content=content))
+            before, core, after = re.fullmatch(r"(\s*)(.*?)(\s*)", message["content"], re.DOTALL).groups()  # type: ignore[union-attr]
+            # Cut before the template sees it: some templates act upon a `</think>` that they find in a message.
+            core = start + self._control_start.sub(rf"\1{end}{start}", core) + end if core else ""
+            marked.append(Message(role=message["role"], content=before + core + after))
         is_template = True
         for piece in re.split(f"([{start}{end}])", self.render(marked, answer=answer)):
             if piece in (start, end):
-                is_template = piece == end
+                if is_template != (piece == start):
+                    raise ValueError("the chat template takes a message apart; pass parity=True if you trust the text")
+                is_template = not is_template
             elif piece:
                 yield piece, is_template
 
     def _letters(self, text: str) -> list[int]:
-        """Encode the text of a message so that no control token comes out: cut inside each one, encode the parts."""
-        cuts = [0, *(match.start() + 1 for match in self._control_starts.finditer(text)), len(text)]
-        parts = [text[a:b] for a, b in pairwise(cuts)]
-        # Every character alone is the last resort, for a control token that only the tokenizer's normaliser can see.
-        for attempt in (parts, list(text)):
+        """Encode text of a message; a control token that only the normaliser sees is met by single characters."""
+        for attempt in ([text], text):
             ids = list(chain.from_iterable(self._inner(part) for part in attempt))
             if not self._controls(ids):
                 return ids

@@ -22,7 +22,7 @@ _WHOLE = 1 << 30  # bytes; up to here a file is hashed whole: every adapter, and
 _BLOCK, _BLOCKS = 1 << 16, 256
 
 
-def resolve_adapter(model_or_adapter: str, revision: str | None = None) -> tuple[str, str | None]:
+def resolve_adapter(model_or_adapter: str | Path, revision: str | None = None) -> tuple[str, str | None]:
     """Tell an adapter from a model: `(base model, adapter)`, or `(model, None)`.
 
     Args:
@@ -33,6 +33,7 @@ def resolve_adapter(model_or_adapter: str, revision: str | None = None) -> tuple
         FileNotFoundError: It is neither a folder nor shaped like a Hub id.
         ValueError: The adapter does not name its base model.
     """
+    model_or_adapter = str(model_or_adapter)
     if is_local(model_or_adapter):
         config = Path(model_or_adapter, ADAPTER_CONFIG)
         if not config.is_file():
@@ -59,9 +60,9 @@ def is_local(source: str) -> bool:
     """
     if Path(source).is_dir():
         return True
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not source.startswith("."):
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) and not str(source).startswith("."):
         return False
-    raise FileNotFoundError(f"no folder {source!r}, and it is not shaped like a Hub id; pass a folder or 'owner/name'")
+    raise FileNotFoundError(f"no folder {str(source)!r}, and it is not a Hub id; pass a folder or 'owner/name'")
 
 
 def check_weights(model: str, adapter: str | None, gguf_file: str | None = None) -> None:
