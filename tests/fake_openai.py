@@ -4,12 +4,20 @@
 
 Runs in its own process, so that it shares no GIL with what it tests: `with FakeOpenAI() as server: server.url`.
 
-A fault is chosen by a marker in the last message: `[[500]]` fails always; `[[500,429:0.2,ok]]` fails the first time with
-500, the second with 429 and `Retry-After: 0.2`, then answers for good (the last word repeats). The words: a status (with
-an optional `:Retry-After`), `ok`, `hang` (until `/heal`), `reset`, `broken` (cut JSON), `html`, `list`, `empty` (no choices),
-`null`, `length`, `parts`, `tool`, `nousage`, `logprobs`. GET `/fault/WORD` puts one on every request, `/heal` takes all of them away and
-lets hanging requests go, `/reset` zeroes the counts. `/stats` counts requests, `/asked` says how often each last message was
-[asked, answered in full].
+A fault is chosen by a marker in the last message: `[[500]]` fails always; `[[500,429:0.2,ok]]` fails the first time
+with 500, the second with 429 and `Retry-After: 0.2`, then answers for good (the last word repeats). The words:
+
+    ok        a status, as in `503` or `429:1.5` (with Retry-After)
+    hang      nothing until `/heal`                  trickle   a byte now and then, for ever
+    reset     the connection breaks                  garbage   no HTTP
+    broken    half of the JSON                       html, list, error   a 200 that is something else
+    empty     no choices                             null, tool, parts, surrogate   content that is no plain text
+    length    finish_reason length                   nothought   null content, finish_reason length
+    nousage   no token counts
+
+GET `/fault/WORD` puts one on every request (`/fault/503-after-100` once so many were answered); `/heal` takes all faults
+away and lets hanging requests go; `/reset` zeroes the counts. `/stats` counts requests, `/asked` says how often each last
+message was [asked, answered in full].
 """
 
 import argparse
@@ -28,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 MARKER = re.compile(r"\[\[([a-z0-9:.,-]+)\]\]")
+AUTHORIZATION = re.compile(rb"authorization: *([^\r]*)", re.IGNORECASE)
 LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 
@@ -54,8 +63,9 @@ class World:
         """The fault of this prompt when it is asked for the `times`-th time."""
         if self.healed.is_set():
             return "ok"
-        if self.fault:
-            return self.fault
+        fault, _, after = self.fault.partition("-after-")
+        if fault and self.answered >= int(after or 0):
+            return fault
         found = MARKER.search(text)
         words = found[1].split(",") if found else ["ok"]
         return words[min(times, len(words)) - 1]
@@ -65,15 +75,13 @@ def chat_reply(request: dict[str, Any], text: str, fault: str) -> bytes:
     """The body of a 200 reply, as broken as `fault` wants it."""
     _, tag, pair = text.partition("<|instruction|>")  # a request to boost gets its pair back, a little longer
     content: Any = "[[1]]" if "JUDGE" in text else f"{tag}{pair} (2026)" if tag else "REVISED: " + text[-400:]
-    content = {
-        "null": None,
-        "parts": [{"type": "text", "text": "two "}, {"type": "text", "text": "parts"}],
-        "tool": 7,
-    }.get(fault, content)
+    parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "two "}, {"type": "text", "text": "parts"}]
+    odd = {"null": None, "nothought": None, "parts": parts, "tool": 7, "surrogate": "cut \ud83d"}
+    content = odd.get(fault, content)
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": content},
-        "finish_reason": "length" if fault == "length" else "stop",
+        "finish_reason": "length" if fault in ("length", "nothought") else "stop",
         "logprobs": {"content": [{"token": "R", "logprob": -0.5, "top_logprobs": []}]}
         if request.get("logprobs")
         else None,
@@ -90,6 +98,8 @@ def chat_reply(request: dict[str, Any], text: str, fault: str) -> bytes:
         del reply["usage"]
     if fault == "list":
         return b"[1, 2]"
+    if fault == "error":
+        return b'{"error": {"message": "no provider"}}'
     if fault == "html":
         return b"<html>It works!</html>"
     body = json.dumps(reply).encode()
@@ -101,10 +111,16 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, world: World) -> None:
         self.world, self.buffer = world, bytearray()
+        self.waiting: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         self.world.connections += 1
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.waiting and not self.waiting.done():
+            self.waiting.cancel()
+            self.world.in_flight -= 1
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -150,12 +166,16 @@ class Connection(asyncio.Protocol):
         world.in_flight += 1
         world.max_in_flight = max(world.max_in_flight, world.in_flight)
         world.last = request
-        if (key := re.search(rb"(?i)authorization: ([^\r]*)", head)) and len(world.authorizations) < 10:
-            world.authorizations.add(key[1].decode())
+        found = AUTHORIZATION.search(head)
+        self.key = found[1].decode() if found else ""
+        if len(world.authorizations) < 10:
+            world.authorizations.add(self.key)
         fault = world.fault_of(text, counts[0])
         slow = world.slow_every and world.requests % world.slow_every == 0
         if fault == "hang":
-            self.hanging = asyncio.get_running_loop().create_task(self.hang(request, text, counts))
+            self.waiting = asyncio.get_running_loop().create_task(self.hang(request, text, counts))
+        elif fault == "trickle":
+            self.waiting = asyncio.get_running_loop().create_task(self.trickle())
         elif delay := world.slow if slow else world.latency:
             asyncio.get_running_loop().call_later(delay, self.answer, request, text, counts, fault)
         else:
@@ -164,6 +184,12 @@ class Connection(asyncio.Protocol):
     async def hang(self, request: dict[str, Any], text: str, counts: list[int]) -> None:
         await self.world.healed.wait()
         self.answer(request, text, counts, "ok")
+
+    async def trickle(self) -> None:
+        self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        while True:
+            self.transport.write(b" ")
+            await asyncio.sleep(0.05)
 
     def answer(self, request: dict[str, Any], text: str, counts: list[int], fault: str) -> None:
         self.world.in_flight -= 1
@@ -174,8 +200,10 @@ class Connection(asyncio.Protocol):
             linger = struct.pack("ii", 1, 0)  # closing with zero linger sends RST, as a crashed server does
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.transport.abort()
-        elif status.isdigit():
-            body = {"error": {"message": f"asked for {status}", "type": "fake", "code": None}}
+        elif fault == "garbage":
+            self.transport.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+        elif status.isdigit():  # the key comes back, as from servers that say which one is wrong
+            body = {"error": {"message": f"{status} for the key {self.key}\n", "type": "fake", "code": None}}
             self.send(int(status), json.dumps(body).encode(), f"Retry-After: {wait}\r\n" if wait else "")
         else:
             counts[1] += 1
