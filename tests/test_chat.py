@@ -14,9 +14,11 @@ from midb.chat import ChatFormat
 CORPUS = ["Improve the following content. <|instruction|> Name three colors. [x] </a> – 色を三つ, ¿qué tal? \n\n"] * 3
 
 
-def byte_level(special, plain=(), **named):
+def byte_level(special, plain=(), normalizer=None, **named):
     """A byte-level BPE tokenizer, as Llama 3, Qwen and SmolLM have."""
     backend = Tokenizer(models.BPE())
+    if normalizer:
+        backend.normalizer = normalizer
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -24,14 +26,13 @@ def byte_level(special, plain=(), **named):
     return finish(backend, special, plain, **named)
 
 
-def sentence_piece(special, plain=(), normalizer=None, **named):
+def sentence_piece(special, plain=(), **named):
     """A BPE with a leading space and byte fallback, as Llama 2, Mistral and Gemma have."""
     fallback = [f"<0x{byte:02X}>" for byte in range(256)]
     letters = sorted(set("".join(CORPUS)) | {"▁"})
     vocabulary = {token: number for number, token in enumerate(["<unk>", *fallback, *letters])}
     backend = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
-    space = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    backend.normalizer = normalizers.Sequence([*([normalizer] if normalizer else []), *space])
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return finish(backend, special, plain, unk_token="<unk>", **named)
 
@@ -105,7 +106,7 @@ FAMILIES = {
         template=PHI,
         eos_token="<|end|>",
     ),
-    "folded": sentence_piece(
+    "folded": byte_level(
         [AddedToken("[B]", normalized=True), AddedToken("[E]", normalized=True)],
         normalizer=normalizers.NFKC(),
         template=FOLDED,
