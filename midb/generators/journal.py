@@ -96,8 +96,7 @@ class Journal(FieldsOnly):
         with self._explained():
             path = Path(self.path).expanduser()
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Autocommit: one small transaction per answer. An iterator may be closed by another thread than the one that
-            # opened it.
+            # Autocommit: one small transaction per answer. An iterator may be closed in another thread than it ran in.
             database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
             try:
                 _prepare(database)
@@ -113,8 +112,8 @@ class Journal(FieldsOnly):
             yield
         except (sqlite3.Error, OSError) as error:
             raise MidbError(
-                f"the journal {self.path} cannot be used: {error}; give a path on a local disk with space, in a folder that can be written, "
-                "and move a file away that is no journal"
+                f"the journal {self.path} cannot be used: {error}; give a path on a local disk that has space and can be "
+                "written, and move a file away that is no journal"
             ) from error
 
 
@@ -150,20 +149,11 @@ def _look_up(database: sqlite3.Connection, keys: list[bytes]) -> list[tuple[byte
 
 
 def _store(database: sqlite3.Connection, key: bytes, name: str, identity: str, completion: Completion) -> None:
-    database.execute(
-        # Another process may have answered the same question meanwhile: its answer stays.
+    logprobs = None if completion.logprobs is None else json.dumps(completion.logprobs)
+    answer = completion.text, completion.finish_reason, completion.prompt_tokens, completion.completion_tokens, logprobs
+    database.execute(  # OR IGNORE: another process may have asked the same question meanwhile, its answer stays
         f"INSERT OR IGNORE INTO completions (key, name, identity, created, {ANSWER}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            key,
-            name,
-            identity,
-            int(time.time()),
-            completion.text,
-            completion.finish_reason,
-            completion.prompt_tokens,
-            completion.completion_tokens,
-            None if completion.logprobs is None else json.dumps(completion.logprobs),
-        ),
+        (key, name, identity, int(time.time()), *answer),
     )
 
 
