@@ -272,23 +272,29 @@ def test_the_summary_counts_rows_reasons_and_tokens(capsys):
 
 @pytest.mark.slow
 def test_a_million_rows_pass_with_flat_memory(tmp_path):
+    # Anonymous memory only: the pages of a mapped dataset file count as resident too, and are the system's to take back.
     script = """
-import resource, sys
-from datasets import Dataset, load_dataset
+import re, sys
+from pathlib import Path
+from datasets import Dataset
 from midb import Booster
-from midb.generators import Completion, FunctionGenerator
+from midb.generators import FunctionGenerator
 from midb.prompts import parse_pair, render_pair
+n, cache = int(sys.argv[1]), sys.argv[2]
+peak = calls = 0
 def answer(messages):
+    global peak, calls
+    calls += 1
+    if calls % 1000 == 0:
+        peak = max(peak, int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]))
     pair = parse_pair(messages[-1]["content"])
     return render_pair(pair._replace(response=pair.response + " E anche di notte, a volte, con la luna."))
-n = int(sys.argv[1])
 def rows():
     for i in range(n):
         yield {"id": i, "language": "it", "instruction": f"Perché il cielo è blu, numero {i}?", "input": "", "response": "Perché la luce si diffonde."}
-ds = Dataset.from_generator(rows, cache_dir=sys.argv[2])
-edits = Booster(generator=FunctionGenerator(answer)).map(ds)
-assert len(edits) == n and edits[n - 1]["id"] == n - 1 and edits[n - 1]["boost_status"] == "boosted", edits[n - 1]
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+edits = Booster(generator=FunctionGenerator(answer)).map(Dataset.from_generator(rows, cache_dir=cache))
+assert calls == len(edits) == n and edits[n - 1]["id"] == n - 1 and edits[n - 1]["boost_status"] == "boosted", edits[n - 1]
+print(peak)
 """
     peak = {}
     for n in (100_000, 1_000_000):

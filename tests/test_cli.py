@@ -3,11 +3,13 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict, load_from_disk
 from fake_openai import FakeOpenAI
+from test_release import published
 from typer.testing import CliRunner
 
 from midb.cli import app
@@ -212,6 +214,20 @@ def test_filter_keeps_the_farthest_of_each_language(tmp_path):
     assert midb("filter", tmp_path / "in.jsonl", "-k", 0.25, "--out", out).exit_code == 0
     assert len(read(out)) == 2
     assert midb("filter", tmp_path / "in.jsonl", "-k", "many", "--out", out).exit_code == 1
+
+
+def test_data_writes_the_published_edits_as_one_clean_file(tmp_path):
+    folder = tmp_path / "MIDB_train"
+    folder.mkdir()
+    for name in ("French", "Italian"):
+        (folder / f"{name}.json").write_text(json.dumps(published()))
+    out = tmp_path / "experts.parquet"
+    said = midb("data", folder, "--languages", "French,it", "--out", out)
+    assert said.exit_code == 0, said.output
+    assert Counter(Dataset.from_parquet(str(out))["language"]) == {"fr": 2301, "it": 2301}
+    assert "4,602 edits" in said.stderr
+    refused = midb("data", folder, "--languages", "Klingon!", "--out", out)
+    assert (refused.exit_code, "Traceback" in refused.stderr) == (1, False)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Whole journeys with real parts: the published rows, a real server, a sick server, processes that are killed."""
 
-import json
 import random
 import signal
 import subprocess
@@ -10,9 +9,10 @@ from contextlib import closing
 from itertools import islice
 
 import pytest
-from datasets import Dataset, load_dataset
-
+from datasets import Dataset
 from fake_openai import FakeOpenAI
+from test_transformers import make_model
+
 from midb import Booster, release
 from midb.booster import summarize
 from midb.generators import Journal, OpenAIGenerator, Sampling, TransformersGenerator
@@ -84,7 +84,9 @@ def kill_and_resume(tmp_path, n, kills, latency):
         known, asked_again, wasted = set(), set(), 0
         for _ in range(kills):
             server.get("reset")
-            child = subprocess.Popen([sys.executable, "-c", BOOST, server.url, str(source), str(journal), str(tmp_path / "never.parquet")])
+            child = subprocess.Popen(
+                [sys.executable, "-c", BOOST, server.url, str(source), str(journal), str(tmp_path / "never.parquet")]
+            )
             goal = dice.randint(1, max(2, (n - len(known)) // 4))
             server.wait_until(lambda stats, goal=goal: stats["answered"] >= goal, seconds=60)
             child.send_signal(signal.SIGKILL)
@@ -144,8 +146,9 @@ def test_the_published_raw_rows_pass_through_a_real_server_whole(shared, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.shared
-def test_the_published_raw_rows_pass_through_a_local_model_whole(shared, tmp_path, tiny_llama):
-    generator = TransformersGenerator(str(tiny_llama), sampling=Sampling(max_tokens=4), batch_size=16)
+def test_the_published_raw_rows_pass_through_a_local_model_whole(shared, tmp_path):
+    tiny = make_model(tmp_path / "tiny", context=32_768)
+    generator = TransformersGenerator(str(tiny), sampling=Sampling(max_tokens=4), batch_size=16)
     for language in ("French", "Japanese", "Arabic"):
         raw = published_raw(shared, language)
         edits = Booster(generator=Journal(generator, tmp_path / "j")).map(raw)
@@ -155,15 +158,24 @@ def test_the_published_raw_rows_pass_through_a_local_model_whole(shared, tmp_pat
 
 def published_raw(shared, language):
     edits = release.load_training(shared / "data/midb", [language])
-    raw = edits.select_columns(["id", "language", "raw_instruction", "raw_input", "raw_response", "published_distance", "repair"])
+    raw = edits.select_columns(
+        ["id", "language", "raw_instruction", "raw_input", "raw_response", "published_distance", "repair"]
+    )
     return raw.rename_columns({f"raw_{name}": name for name in ("instruction", "input", "response")})
 
 
 def whole(raw, edits):
     """Every row, in order, with the caller's columns and raw text as they were, and a status."""
     assert edits["id"] == raw["id"]
-    assert edits.select_columns(["language", "published_distance", "repair"])[:] == raw.select_columns(["language", "published_distance", "repair"])[:]
+    assert (
+        edits.select_columns(["language", "published_distance", "repair"])[:]
+        == raw.select_columns(["language", "published_distance", "repair"])[:]
+    )
     for name in ("instruction", "input", "response"):
         assert edits[f"raw_{name}"] == raw[name]
     summary = summarize(edits)
-    assert summary.rows == len(raw) == summary.boosted + summary.unchanged + sum(summary.rejected.values()) + sum(summary.failed.values())
+    assert (
+        summary.rows
+        == len(raw)
+        == summary.boosted + summary.unchanged + sum(summary.rejected.values()) + sum(summary.failed.values())
+    )

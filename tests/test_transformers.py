@@ -21,12 +21,12 @@ CHATS = [[{"role": "user", "content": text}] for text in TEXTS]
 SHORT = Sampling(max_tokens=10)
 
 
-def make_model(folder, seed=0, **settings):
+def make_model(folder, seed=0, context=256, **settings):
     torch.manual_seed(seed)
     tokenizer = byte_level(["<|im_start|>", "<|im_end|>"], template=CHATML, eos_token="<|im_end|>")
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.3, eos_token_id=tokenizer.eos_token_id,
+        num_key_value_heads=2, max_position_embeddings=context, initializer_range=0.3, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, **settings)
