@@ -92,13 +92,13 @@ _LABEL = re.compile(
 )
 # A model that talks about the edit: "Sure! Here is the improved ...", "I have revised ...".
 _OPENER = re.compile(
-    r"^[ \t*#>\"']*(?:sure|certainly|of course|okay|ok)?[,!. ]*"
+    r"^[ \t*#>\"']{0,6}(?:sure|certainly|of course|okay|ok)?[,!. ]{0,3}"
     r"(?:(?:here(?:['’]s| is| are)|below is|this is)(?: the| an| a| my| your)?(?: more)?|i(?:['’]ve| have))"
     rf" {_BETTER}\b",
     re.IGNORECASE | re.MULTILINE,
 )
 _ASKS_TO_IMPROVE = re.compile(
-    r"improv|revis|rewrit|re-write|phras|enhanc|updat|refin|polish|correct|edit|optimi|better|fix|reword|grammar",
+    r"\b(?:improv|revis|re-?writ|re-?phras|paraphras|re-?word|enhanc|updat|refin|polish|correct|edit|optimi|better|fix|grammar)",
     re.IGNORECASE,
 )
 
@@ -136,7 +136,8 @@ def lost_url(raw: Pair, new: Pair, language: str | None, completion: Completion)
     """Refuse when a URL of a field is nowhere in the new pair; its scheme and closing punctuation may change."""
     for name, before, _ in _changed(raw, new):
         for url in _URL.findall(before):
-            if not _kept(url.removeprefix("www.").rstrip(".,;:!?*_`/"), name, new):
+            url = url.removeprefix("www.").rstrip(".,;:!?*_`/")
+            if not _kept(url, name, new):
                 return _reason("lost_url", url)
     return None
 
@@ -210,9 +211,9 @@ def absurd_length(raw: Pair, new: Pair, language: str | None, completion: Comple
 LOOP_ANCHOR = 6  # characters that must come again for a loop to be looked at
 LOOP_PERIOD = 1_500  # the longest loop body looked for
 LOOP_STEP = 10  # how far anchors stand apart: a loop of LOOP_SPAN characters and a step more is always met
-LOOP_SPAN = {True: 40, False: 200}  # with letters in the body; without, rules and blanks ("____") are ordinary text
-# How often a body up to that length must come: "ha ha ha" is no loop, a sentence four times is, a paragraph three times.
-LOOP_TIMES = ((24, 6), (100, 4), (LOOP_PERIOD, 3))
+LOOP_SPAN = {True: 30, False: 200}  # with letters in the body; without, rules and blanks ("____") are ordinary text
+# How often a body up to that length must come: "ha ha ha" is no loop, a sentence three times is.
+LOOP_TIMES = ((24, 6), (LOOP_PERIOD, 3))
 COUNTED_TIMES = 10  # lines that differ in their numbers only: a division worked out has fewer steps
 
 
