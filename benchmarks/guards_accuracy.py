@@ -3,7 +3,7 @@
     python benchmarks/guards_accuracy.py [--data DIR] [--rows 400]
 
 Good edits: the published raw → revised rows of eight languages and English CoachLM, all of them, but those whose revised
-side was left in English (METHOD 3.4): a revised field of 20 letters or more that is, character for character, a field of
+side was left in English: a revised field of 20 letters or more that is, character for character, a field of
 the English file. For the other eight languages there are no edits; there an AlpacaEval prompt stands for the response and
 is replaced by another one, or gets a second one appended ("mild").
 

@@ -260,7 +260,7 @@ def test_hostile_text_of_100_kb_takes_no_long_time(unit):
         for guard in DEFAULT_GUARDS:
             guard(raw, new, "fr", STOP)
             guard(raw._replace(instruction=raw.response), new._replace(instruction=new.response), None, STOP)
-    assert time.process_time() - start < 6
+    assert time.process_time() - start < 15
 
 
 @pytest.mark.shared
