@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 StoredDataset = TypeVar("StoredDataset", "Dataset", "DatasetDict")  # not a stream
 
 EDIT_DISTANCE = "edit_distance"
-# Rows at a time: small enough for the joined texts to stay in the processor's cache, large enough for every core.
+# Rows at a time: few enough for their texts to stay in the processor's cache, enough to keep every core busy.
 BATCH_ROWS = 5_000
 
 
@@ -87,8 +87,7 @@ def filter_by_edit_distance(dataset: StoredDataset, k: int | float, *, by: str |
 
 
 def _measured(split: Any) -> Any:
-    import pyarrow as pa
-    from datasets import Features, IterableDataset, Value
+    from datasets import Features, IterableDataset, Value, concatenate_datasets
 
     if split.features is not None:
         _check_columns(split.features)
@@ -97,12 +96,16 @@ def _measured(split: Any) -> Any:
         return split.map(_measure_lists, batched=True, with_indices=True, features=features)
     if EDIT_DISTANCE in split.column_names:
         split = split.remove_columns(EDIT_DISTANCE)
-    # The map sees six columns and writes one, so the texts are read once and copied nowhere.
+    if not len(split):  # `map` would leave it as it is
+        return split.add_column(EDIT_DISTANCE, [], feature=Value("int64"))
+    # The map sees six columns and writes one, which is then set beside the others: the texts are read once and copied
+    # nowhere, and the new column lies on disk like them (`add_column` would hold it in memory, thrice to hash it).
     texts = split.select_columns([*RAW, *PAIR]).with_format("arrow")
     measured = texts.map(_measure_table, batched=True, batch_size=BATCH_ROWS, with_indices=True, desc="Edit distance")
-    # `map` leaves an empty dataset as it is.
-    distances = measured[:][EDIT_DISTANCE] if len(measured) else pa.array([], pa.int64())
-    return split.add_column(EDIT_DISTANCE, distances, feature=Value("int64"))
+    wider = concatenate_datasets([split, measured], axis=1, split=split.split)
+    form = split.format
+    columns = None if form["columns"] == split.column_names else [*form["columns"], EDIT_DISTANCE]
+    return wider.with_format(form["type"], columns, form["output_all_columns"], **form["format_kwargs"])
 
 
 def _measure_table(edits: "pa.Table", rows: list[int]) -> "pa.Table":
@@ -117,7 +120,7 @@ def _measure_table(edits: "pa.Table", rows: list[int]) -> "pa.Table":
             row = rows[edits[column].is_null().index(True).as_py()]
             raise ColumnError(f"row {row}: {column} is null; drop such rows first, or say what they hold")
     before, after = _joined(edits, RAW), _joined(edits, PAIR)
-    # Levenshtein counts code points in text, so the texts leave Arrow's UTF-8 bytes here and not earlier.
+    # Levenshtein counts characters, so the texts leave Arrow's UTF-8 bytes here and not earlier.
     distances = cpdist(before.to_pylist(), after.to_pylist(), scorer=Levenshtein.distance, dtype=np.int64, workers=-1)
     return pa.table({EDIT_DISTANCE: distances})
 

@@ -105,6 +105,9 @@ def test_other_columns_the_order_of_rows_and_the_format_stay():
     assert measured["id"][:].tolist() == [9, 7]
     assert measured["edit_distance"][:].tolist() == [3, 1]
     assert measured.format["type"] == "numpy"
+    assert set(measured[:]) == {*ds.column_names, "edit_distance"}
+    assert set(add_edit_distance(ds.with_format("numpy", ["id"]))[:]) == {"id", "edit_distance"}
+    assert isinstance(add_edit_distance(ds.with_format(None))[:]["id"], list)
     assert measured.features == Features({**ds.features, "edit_distance": Value("int64")})
 
 
