@@ -290,6 +290,7 @@ def test_identity_is_what_is_asked_and_not_how():
     )
     assert same.identity() == generator.identity()
     assert generator.name == "tiny"
+    assert hash(generator) != hash(replace(generator, model="other"))
     others = [
         replace(generator, model="other"),
         replace(generator, base_url="http://localhost:8001/v1"),

@@ -62,7 +62,7 @@ class OpenAIGenerator(FieldsOnly):
     base_url: str = "https://api.openai.com/v1"
     api_key: str | None = field(default=None, repr=False)
     sampling: Sampling = field(default_factory=Sampling)
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    extra_body: Mapping[str, Any] = field(default_factory=dict, hash=False)
     concurrency: int = 64
     timeout: float = 600.0
     max_retries: int = 6
@@ -198,7 +198,7 @@ class _Call:
 
     async def _ask(self, body: bytes) -> Completion:
         """Try until there is an answer, a refusal for good, or no try left."""
-        tries = 0
+        tries, pause = 0, 0.25
         while True:
             answered_before = self.answered
             completion, worth, wait = await self._try(body)
@@ -211,8 +211,8 @@ class _Call:
                 if worth > 1:
                     self._count_unanswered(completion.error)
                 return completion
-            backoff = min(0.5 * 2 ** (tries - 1), LONGEST_BACKOFF) * random.uniform(0.5, 1)
-            await asyncio.sleep(backoff if wait is None else wait * random.uniform(1, 1.1))
+            pause = min(2 * pause, LONGEST_BACKOFF)
+            await asyncio.sleep(wait * random.uniform(1, 1.1) if wait else pause * random.uniform(0.5, 1))
             if completion.error.startswith("http_429") and self.answered > answered_before:
                 tries -= 1  # others get through: the server is well, and our turn will come
 
