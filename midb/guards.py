@@ -2,18 +2,14 @@
 
 A guard blames a *change* only: a field that was left alone, or that already had the fault, passes. A guard speaks only
 when it is sure, because a wrong refusal costs a good edit. Knows pairs, languages and text; not where the text came from.
-
-The language identifier is py3langid 0.4: 139 languages from a 4.5 MB wheel, numpy only, no network. On AlpacaEval
-phrases in the 16 languages it erred in 0.02 % of the 25-50 character texts it was sure of (p >= 0.7), at 8,500 texts/s;
-fastText lid.176.ftz erred in 0.33 % at 22,000/s; lingua (on every eighth text) in 0 % at 400/s, in 96 MB and 8 s to load.
 """
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 
 import numpy as np
 
+from midb.identify import LATIN, MANY_LANGUAGES, glance, languages, letters, prose, scripts, together, twins, width
 from midb.schema import Completion, Pair
 
 Guard = Callable[[Pair, Pair, str | None, Completion], str | None]
@@ -176,10 +172,11 @@ CODE_LINES = 3  # fewer are a formula or a tag in passing
 
 
 def lost_code(raw: Pair, new: Pair, language: str | None, completion: Completion) -> str | None:
-    """Refuse when fenced code lost its fences, or a field with lines of code has none left."""
+    """Refuse when a fenced block of code is gone, or a field with lines of code has none left."""
     for name, before, after in _changed(raw, new):
-        if before.count("```") >= 2 and "```" not in after:
-            return f"lost_code: no code fence left in the {name}"
+        blocks, left = before.count("```") // 2, after.count("```") // 2
+        if left < blocks:
+            return f"lost_code: {left} of {blocks} blocks of code left in the {name}"
         if len(_CODE_LINE.findall(before)) >= CODE_LINES and not _CODE_LINE.search(after) and not _kept_code(after):
             return f"lost_code: no line of code left in the {name}"
     return None
@@ -200,7 +197,7 @@ def absurd_length(raw: Pair, new: Pair, language: str | None, completion: Comple
     for name, before, after in _changed(raw, new):
         if len(after) < LONG_TEXT / 2 and len(before) < LONG_SOURCE / 2:
             continue
-        old, now = _width(before), _width(after)
+        old, now = width(before), width(after)
         if now > LONG_TEXT and now > GROWTH * old:
             return f"absurd_length: {name} grew from {len(before)} to {len(after)} characters"
         if name == "response" and old >= LONG_SOURCE and now < SHRINK * old:
@@ -245,7 +242,7 @@ def leak(raw: Pair, new: Pair, language: str | None, completion: Completion) -> 
             if len(response) > 1 and response == added:
                 return f"leak: the response was added to the {name}"
             pieces = [response[start : start + LEAK_PIECE] for start in range(0, len(response), LEAK_PIECE)]
-            pieces = [piece for piece in pieces if _width(piece) >= LEAK_LEAST]
+            pieces = [piece for piece in pieces if width(piece) >= LEAK_LEAST]
             leaked = sum(piece in after and piece not in source for piece in pieces)
             if leaked > (LEAK_SHARE if leaked > 1 else 0.5) * len(pieces):
                 return f"leak: the response stands in the {name}"
@@ -253,24 +250,6 @@ def leak(raw: Pair, new: Pair, language: str | None, completion: Completion) -> 
 
 
 # --- script and language ---------------------------------------------------------------------------------------------
-
-# Where each script's letters start; 0 is what is no letter, or belongs to no script alone.
-_LATIN, _GREEK, _CYRILLIC, _ARABIC, _HEBREW, _DEVANAGARI, _BENGALI, _ETHIOPIC, _CJK, _HANGUL, _OTHER = range(1, 12)
-_BLOCKS = [
-    (0x00, 0), (0x41, _LATIN), (0x5B, 0), (0x61, _LATIN), (0x7B, 0), (0xC0, _LATIN), (0xD7, 0), (0xD8, _LATIN), (0xF7, 0),
-    (0xF8, _LATIN), (0x2B0, 0), (0x370, _GREEK), (0x400, _CYRILLIC), (0x530, _OTHER), (0x590, _HEBREW), (0x600, _ARABIC),
-    (0x700, _OTHER), (0x750, _ARABIC), (0x780, _OTHER), (0x8A0, _ARABIC), (0x900, _DEVANAGARI), (0x980, _BENGALI),
-    *((0xA00 + 0x80 * i, 12 + i) for i in range(12)),  # Gurmukhi, Gujarati, ..., Thai, Lao, Tibetan: one script each
-    (0x1000, 24), (0x10A0, 25), (0x1100, _HANGUL), (0x1200, _ETHIOPIC), (0x13A0, _OTHER), (0x1780, 26), (0x1800, _OTHER),
-    (0x1E00, _LATIN), (0x1F00, _GREEK), (0x2000, 0), (0x2E80, _CJK), (0x3000, 0), (0x3040, _CJK), (0x3130, _HANGUL),
-    (0x3190, 0), (0x3400, _CJK), (0xA000, _OTHER), (0xAC00, _HANGUL), (0xD800, 0), (0xF900, _CJK), (0xFB00, 0),
-    (0xFB50, _ARABIC), (0xFE00, 0), (0xFE70, _ARABIC), (0xFF00, 0), (0xFF66, _CJK), (0xFFA0, 0), (0x20000, _CJK), (0x32000, 0),
-]  # fmt: skip
-# The script of every code point; what lies beyond the last block is no letter.
-_SCRIPTS = np.repeat(
-    np.array([script for _, script in _BLOCKS], dtype=np.uint8), np.diff([*(start for start, _ in _BLOCKS), 0x32001])
-)
-_MANY_LANGUAGES = {_LATIN, _CYRILLIC, _ARABIC, _HEBREW, _DEVANAGARI, _BENGALI, _ETHIOPIC, _CJK, _OTHER}
 
 SCRIPT_LETTERS = 3  # a script is a text's own only with this many letters: a formula has a pi, a recipe a "½ l"
 SCRIPT_OWN = 0.6  # ... and this share of them
@@ -281,39 +260,25 @@ SCRIPT_NEW = 0.2  # more than this of a script (not Latin: names and code are La
 def script_drift(raw: Pair, new: Pair, language: str | None, completion: Completion) -> str | None:
     """Refuse a field that left the script of its source, or took in another one that the raw pair does not have."""
     for name, before, after in _changed(raw, new):
-        now, old = _scripts(_prose(after)), _scripts(before)
-        letters = now.sum()
-        if letters < SCRIPT_LETTERS:
+        now, old = scripts(prose(after)), scripts(before)
+        total = now.sum()
+        if total < SCRIPT_LETTERS:
             continue
-        enough = max(SCRIPT_LETTERS, SCRIPT_NEW * letters)
+        enough = max(SCRIPT_LETTERS, SCRIPT_NEW * total)
         strange = np.where(old > 0, 0, now)
-        strange[_LATIN] = 0
-        if strange.max() >= enough and strange[_scripts("\n".join(raw)) == 0].max(initial=0) >= enough:
+        strange[LATIN] = 0
+        if strange.max() >= enough and strange[scripts("\n".join(raw)) == 0].max(initial=0) >= enough:
             return f"script_drift: {name} mixes in another script"
-        task = _scripts(raw.instruction) if now.argmax() != old.argmax() else now
+        task = scripts(raw.instruction) if now.argmax() != old.argmax() else now
         if old.sum() < SCRIPT_LETTERS:
             old = task
         own = int(old.argmax())
-        left = old[own] >= max(SCRIPT_LETTERS, SCRIPT_OWN * old.sum()) and now[own] < SCRIPT_LEFT * letters
+        left = old[own] >= max(SCRIPT_LETTERS, SCRIPT_OWN * old.sum()) and now[own] < SCRIPT_LEFT * total
         # A response that was "XLII" or "Chien" and now explains itself in the script of its instruction came home.
         if left and now.argmax() != task.argmax():
             return f"script_drift: {name} left its script"
     return None
 
-
-# Languages that no identifier tells apart by a sentence: never blamed for one another.
-_TWINS = (frozenset(("id", "ms")), frozenset(("hr", "bs", "sr")), frozenset(("no", "nn", "da")))
-_ALIASES = {
-    "nb": "no",
-    "fil": "tl",
-    "iw": "he",
-    "in": "id",
-    "cmn": "zh",
-    "arb": "ar",
-    "zsm": "ms",
-    "ind": "id",
-    "swh": "sw",
-}
 
 # Chosen on, not only tested on, 30,000 changed fields in 17 languages: none refused, 99.5 % of 16,000 swapped ones caught.
 LETTERS = 15  # shorter text is too short to tell; wide characters count double
@@ -326,32 +291,32 @@ EXEMPT = 0.3  # English or code at least this likely in the source exempts it
 
 def wrong_language(raw: Pair, new: Pair, language: str | None, completion: Completion) -> str | None:
     """Refuse a field that surely changed its language; silent where the source is English, code or too short to tell."""
-    own = _twins(language)
+    own = twins(language)
     for name, before, after in _changed(raw, new):
-        text, source = _prose(after), _prose(before)
-        now, old = _scripts(text), _scripts(source)
+        text, source = prose(after), prose(before)
+        now, old = scripts(text), scripts(source)
         least = LETTERS
-        if _letters(old) < LETTERS:  # then the rest of the raw pair must speak for it, and the new text be clear
-            source = _prose("\n".join(raw))
-            old, least = _scripts(source), 3 * LETTERS
-        if _letters(old) < LETTERS or _letters(now) < least:
+        if letters(old) < LETTERS:  # then the rest of the raw pair must speak for it, and the new text be clear
+            source = prose("\n".join(raw))
+            old, least = scripts(source), 3 * LETTERS
+        if letters(old) < LETTERS or letters(now) < least:
             continue
         script = int(now.argmax())
-        if script == int(old.argmax()) and script not in _MANY_LANGUAGES:
+        if script == int(old.argmax()) and script not in MANY_LANGUAGES:
             continue
-        if own and _identifier()[0].classify(_sample(text, GLANCE))[0] in own:
+        if own and glance(text) in own:
             continue
-        odds = _languages(text)
+        odds = languages(text)
         top = max(odds, key=odds.__getitem__)
-        if odds[top] < SURE or top == "zxx" or _together(odds, own) * TIMES >= odds[top]:
+        if odds[top] < SURE or top == "zxx" or together(odds, own) * TIMES >= odds[top]:
             continue
-        was = _languages(source)
+        was = languages(source)
         if was.get("zxx", 0.0) >= EXEMPT or (own and "en" not in own and was.get("en", 0.0) >= EXEMPT):
             continue
         may_be = own
-        if _together(was, own) < OWN:
-            may_be = own.union(*(_twins(code) for code, likely in was.items() if likely >= PLAUSIBLE))
-        if _together(odds, may_be) * TIMES < odds[top]:
+        if together(was, own) < OWN:
+            may_be = own.union(*(twins(code) for code, likely in was.items() if likely >= PLAUSIBLE))
+        if together(odds, may_be) * TIMES < odds[top]:
             return f"wrong_language: {name} reads as {top}, not {language or max(was, key=was.__getitem__)}"
     return None
 
@@ -405,7 +370,7 @@ def _breaks_off(text: str) -> bool:
     if not ends or len(_SENTENCE_END.findall(text)) < _SENTENCES:
         return False
     rest = line[ends[-1] :]
-    return _width(rest) >= _BROKEN_TAIL and "#" not in rest and rest[0] not in "-–—*("
+    return width(rest) >= _BROKEN_TAIL and "#" not in rest and rest[0] not in "-–—*("
 
 
 def _is_cut_from(after: str, before: str) -> bool:
@@ -432,26 +397,6 @@ def _kept_code(text: str) -> bool:
     return "```" in text or text.count("`") >= 2
 
 
-def _width(text: str) -> int:
-    """Length in Latin letters: a character of Chinese, Japanese or Korean says as much as two or three."""
-    if text.isascii():
-        return len(text)
-    counts = _scripts(text)
-    return len(text) + int(counts[_CJK] + counts[_HANGUL])
-
-
-def _letters(counts: np.ndarray) -> int:
-    return int(counts.sum() + counts[_CJK] + counts[_HANGUL])
-
-
-def _scripts(text: str) -> np.ndarray:
-    """How many letters of each script."""
-    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    counts = np.bincount(_SCRIPTS[np.minimum(points, len(_SCRIPTS) - 1)], minlength=27)
-    counts[0] = 0
-    return counts
-
-
 _DIGITS = re.compile(r"\d+")
 
 
@@ -472,50 +417,3 @@ def _loop_body(text: str) -> str:
             if counted.startswith(body * times, start):
                 return body
     return ""
-
-
-_NOT_PROSE = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]{1,200}`|(?:https?://|www\.)\S+|<[^<>\n]{1,200}>|\{[^{}\n]{1,60}\}", re.DOTALL
-)
-GLANCE = 150  # characters: enough to see that a text is in its own language, which nearly all are
-SAMPLE = 480  # ... and enough to be sure that it is not
-
-
-def _prose(text: str) -> str:
-    """The text without code, links, tags and placeholders."""
-    plain = not any(sign in text for sign in ("`", "<", "{", "://", "www."))
-    return text if plain else _NOT_PROSE.sub(" ", text[:20_000])
-
-
-def _twins(code: str | None) -> frozenset[str]:
-    """The code and what nobody tells from it; nothing for no code or one that the identifier does not know."""
-    if code is None:
-        return frozenset()
-    code = _ALIASES.get(code, code)
-    return next((twins for twins in _TWINS if code in twins), frozenset((code,)) & _identifier()[1])
-
-
-@cache
-def _identifier():  # type: ignore[no-untyped-def]
-    """Loads in about a second, so on first use; a second thread at worst loads it twice."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    return identifier, frozenset(identifier.labels)
-
-
-def _languages(text: str) -> dict[str, float]:
-    """How likely the text is in each language."""
-    return dict(_identifier()[0].rank(_sample(text, SAMPLE)))
-
-
-def _together(odds: dict[str, float], codes: frozenset[str]) -> float:
-    return sum(odds.get(code, 0.0) for code in codes)
-
-
-def _sample(text: str, size: int) -> str:
-    """At most `size` characters: of the beginning, the middle and the end."""
-    if len(text) <= size:
-        return text
-    third, middle = size // 3, len(text) // 2
-    return f"{text[:third]} {text[middle : middle + third]} {text[-third:]}"

@@ -1,20 +1,27 @@
 """The laws of the house: floors, weights, the door, names that shall not exist."""
 
 import ast
+import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from fake_openai import FakeOpenAI
+from test_release import published
+from test_transformers import make_model
+from typer.testing import CliRunner
 
 import midb
+from midb.cli import app
 
 HOUSE = Path(midb.__file__).parent
 # Imports go down only; rooms on one floor never import each other.
 FLOORS = {
-    "midb.errors": 0, "midb.languages": 0, "midb.schema": 0,
+    "midb.errors": 0, "midb.languages": 0, "midb.schema": 0, "midb.identify": 0,
     "midb.prompts": 1, "midb.chat": 1, "midb.guards": 1, "midb.distance": 1,
     "midb.generators": 2, "midb.release": 2,
     "midb.booster": 3,
@@ -98,3 +105,49 @@ def test_every_import_is_declared():
             assert module.split(".")[0].lower() in declared, (
                 f"{path.name} imports {module}, which pyproject.toml does not declare"
             )
+
+
+README = (HOUSE.parent / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_readme_begins_with_the_two_commands():
+    first = next(body for kind, body in BLOCKS if kind == "sh")
+    assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make quickstart", "make test"]
+
+
+def test_every_block_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sample = HOUSE.parent / "examples/quickstart/sample.jsonl"
+    Path("raw.jsonl").write_text(sample.read_text(encoding="utf-8"), encoding="utf-8")
+    make_model(tmp_path / "my-booster")
+    for name in ("French", "Japanese"):
+        path = Path("MIDB/data/MIDB_train", f"{name}.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(published()))
+    project = tomllib.loads((HOUSE.parent / "pyproject.toml").read_text())["project"]
+    targets = re.findall(r"^([\w-]+):", (HOUSE.parent / "Makefile").read_text(), re.MULTILINE)
+    names: dict = {}
+    with FakeOpenAI() as server:
+        for kind, body in BLOCKS:
+            body = body.replace("http://localhost:8000/v1", server.url).replace("my-org/my-booster", "my-booster")
+            if kind == "python":
+                exec(compile(body, "README.md", "exec"), names)
+            for line in body.splitlines() if kind == "sh" else []:
+                words = shlex.split(line, comments=True)
+                if words[0] == "make":
+                    assert words[1] in targets
+                elif words[0] == "pip":
+                    assert re.search(r"\[(.*)\]", words[-1])[1] in project["optional-dependencies"]
+                else:
+                    said = CliRunner().invoke(app, words[1:])
+                    assert (words[0], said.exit_code) == ("midb", 0), f"{line}: {said.output}"
+    assert len(names["top"]) == 2 * 720
+    assert Path("boosted.parquet").exists()
+    assert Path("top720.jsonl").exists()
+
+
+def test_every_file_of_the_house_is_captioned_in_the_readme():
+    tree = next(body for kind, body in BLOCKS if kind == "text")
+    captioned = set(re.findall(r"([\w]+\.py)  +\S", tree))
+    assert captioned == {path.name for path in SOURCES} - {"__init__.py"}
