@@ -42,8 +42,7 @@ table = Table("row", "planted defect", "before", "what the model said", "became"
 settled = [row for row in edits if row["boost_status"] != "rejected"]
 for row in settled + [row for row in edits if row["boost_status"] == "rejected" and row["id"].endswith("-1")]:
     said = row["response"] if row["boost_status"] == "boosted" else row["boost_reply"]
-    became = f"{row['boost_status']} {row['boost_reason']}"
-    cells = (row["id"], row["defect"], row["raw_response"], said[:160], became)
+    cells = (row["id"], row["defect"], row["raw_response"], said[:160], f"{row['boost_status']} {row['boost_reason']}")
     table.add_row(*map(Text, cells))  # Text: a dataset's square brackets are no markup
 console.print(table)
 
@@ -57,5 +56,5 @@ console.print(
     "writes other languages: it answers the task, copies or babbles. The parser and the guards refuse that, and every "
     "refused row keeps its raw pair: no row is lost or made worse. Where one says boosted here, read it with doubt. "
     "Useful boosters have billions of parameters and were trained for this; "
-    f"change the generator above to use one.\nWritten: {HERE / 'boosted.jsonl'} and, so that a rerun is free, its journal."
+    f"change the generator above.\nWritten: {HERE / 'boosted.jsonl'} and, so that a rerun is free, its journal."
 )

@@ -48,8 +48,7 @@ class TransformersGenerator(FieldsOnly):
         device: None is the GPU where there is one.
         batch_size: Prompts at a time; halved where memory runs out.
         rendering: How a chat becomes text, see `ChatFormat`.
-        sampling: For calls that bring none of their own. With a seed, each prompt has its own chance, whatever else is
-            in the batch.
+        sampling: For calls that bring none of their own. With a seed, a prompt's draw does not depend on its batch.
         parity: Let control tokens inside messages be control tokens, as the reference implementation does.
         trust_remote_code: Run Python code that comes with a Hub model.
 
@@ -188,6 +187,11 @@ class TransformersGenerator(FieldsOnly):
             )
         return completions
 
+    @property
+    def _source(self) -> dict[str, Any]:
+        source = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
+        return {**source, "gguf_file": self.gguf_file} if self.gguf_file else source
+
     @cached_property
     def _placement(self) -> tuple[str, str]:
         """Device and precision, chosen where the work happens."""
@@ -200,13 +204,7 @@ class TransformersGenerator(FieldsOnly):
     def _chat(self) -> ChatFormat:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(
-            self.model,
-            revision=self.revision or "main",
-            trust_remote_code=self.trust_remote_code,
-            **({"gguf_file": self.gguf_file} if self.gguf_file else {}),
-        )
-        return ChatFormat(tokenizer, self.rendering, self.parity)
+        return ChatFormat(AutoTokenizer.from_pretrained(self.model, **self._source), self.rendering, self.parity)
 
     @cached_property
     def _engine(self) -> tuple[Any, list[int]]:
@@ -217,15 +215,9 @@ class TransformersGenerator(FieldsOnly):
         if self.gguf_file:
             from transformers import GgufConfig
 
-            extra = {"gguf_file": self.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+            extra = {"quantization_config": GgufConfig(dequantize=True)}
         device, dtype = self._placement
-        model = AutoModelForCausalLM.from_pretrained(
-            self.model,
-            revision=self.revision or "main",
-            trust_remote_code=self.trust_remote_code,
-            dtype=dtype,
-            **extra,
-        )
+        model = AutoModelForCausalLM.from_pretrained(self.model, dtype=dtype, **self._source, **extra)
         stop = model.generation_config.eos_token_id
         stop = [] if stop is None else stop if isinstance(stop, list) else [stop]
         model.generation_config = GenerationConfig()  # generate() would fill in whatever we leave open from the model's
