@@ -1,19 +1,19 @@
 """What `add_edit_distance` costs beside one bare call of rapidfuzz on the same strings, and what it holds in memory.
 
-    python benchmarks/distance.py [--rows 1000000] [--repeats 5]
+    python benchmarks/distance.py [--data DIR] [--rows 1000000] [--repeats 5]
 
-Edits are made up: 20,000 distinct ones (seeded; words in the scripts of MIDB's sixteen languages; a median of 400
-characters a raw pair), repeated up to the number of rows and memory-mapped from disk as any loaded dataset is. The bare
-call is given the joined strings ready-made as Python lists, so the ratio holds everything that is not the distance
-itself: reading, joining, decoding, storing. Repeats are interleaved and medians reported; beside them stand the fastest
-repeats and CPU seconds, which say more where the machine is shared. Memory is the peak of anonymous pages above the
-start, in a process of its own for each number of rows: pages of the mapped file are the system's to take back.
+The edits are the published ones (MIDB's and CoachLM's, from --data), repeated up to the number of rows and mapped from
+disk as any loaded dataset is. The bare call is given the joined strings ready-made as Python lists, so the ratio holds
+everything that is not the distance itself: reading, joining, decoding, storing. Repeats are interleaved and medians
+reported; beside them stand the fastest repeats and CPU seconds, which say more where the machine is shared. Memory is
+the peak of anonymous pages above the start, in a process of its own for each number of rows: pages of the mapped file
+are the system's to take back.
 """
 
 import argparse
 import json
+import os
 import platform
-import random
 import statistics
 import subprocess
 import sys
@@ -22,48 +22,15 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cpdist
 
 from midb.distance import add_edit_distance
+from midb.release import load_coachlm, load_training
 from midb.schema import PAIR, RAW
-
-LATIN, CYRILLIC, GREEK = (
-    "abcdefghijklmnopqrstuvwxyzàéíöü",
-    "абвгдежзийклмнопрстуфхцчшщыьэюя",
-    "αβγδεζηθικλμνξοπρστυφχψω",
-)
-ARABIC, THAI = "ابتثجحخدذرزسشصضطظعغفقكلمنهوي", "กขคงจฉชซญฐดตถทนบปผพฟมยรลวสหอ"
-JAPANESE, KOREAN = "あいうえおかきくけこさしすせそ日本語人大学生見出", "가나다라마바사아자차카타파하고노도로모보"
-# As MIDB's sixteen languages: ten write Latin letters.
-ALPHABETS = [*[LATIN] * 10, CYRILLIC, GREEK, ARABIC, THAI, JAPANESE, KOREAN]
-DISTINCT = 20_000
-
-
-def edits(rows: int) -> list[dict[str, str]]:
-    dice = random.Random(0)
-    words = [["".join(dice.choices(letters, k=dice.randint(1, 9))) for _ in range(5_000)] for letters in ALPHABETS]
-
-    def text(code: int, length: int) -> str:
-        return " ".join(dice.choices(words[code], k=length))
-
-    def revised(code: int, response: str) -> str:
-        kept = [word for word in response.split() if dice.random() < 0.8]
-        return f"{text(code, dice.randint(0, 25))} {' '.join(kept)} {text(code, dice.randint(0, 60))}"
-
-    made = []
-    for _ in range(rows):
-        code = dice.randrange(len(words))
-        pair = (
-            text(code, 12),
-            text(code, 15) if dice.random() < 0.4 else "",
-            text(code, int(dice.lognormvariate(3.8, 0.8))),
-        )
-        new = (pair[0], pair[1], revised(code, pair[2]))
-        made.append({"language": str(code), **dict(zip(RAW, pair, strict=True)), **dict(zip(PAIR, new, strict=True))})
-    return made
 
 
 def joined(row: dict[str, str], columns: tuple[str, ...]) -> str:
@@ -98,6 +65,8 @@ def peak_memory(folder: str, rows: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    shared = Path(os.environ.get("MIDB_SHARED", Path(__file__).parents[2] / "shared"))
+    parser.add_argument("--data", type=Path, default=shared / "data", help="a folder with midb/ and coachlm/")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory-of", metavar="FOLDER", help="only measure the memory for --rows of this dataset")
@@ -107,20 +76,21 @@ def main() -> None:
     if arguments.memory_of:
         print(peak_memory(arguments.memory_of, arguments.rows))
         return
-    made = edits(DISTINCT)
-    rounds = -(-arguments.rows // DISTINCT)
+    edits = datasets.concatenate_datasets(
+        [load_training(arguments.data / "midb"), load_coachlm(arguments.data / "coachlm")]
+    )
+    rounds = -(-arguments.rows // len(edits))
     with tempfile.TemporaryDirectory() as folder:
-        once = datasets.Dataset.from_list(made)
-        datasets.concatenate_datasets([once] * rounds).select(range(arguments.rows)).save_to_disk(folder)
+        datasets.concatenate_datasets([edits] * rounds).select(range(arguments.rows)).save_to_disk(folder)
         dataset = datasets.load_from_disk(folder)
         # Strings of their own for each row, as they would be anywhere else: repeated objects would stay in the cache.
         before, after = (
-            [joined(row, side) for _ in range(rounds) for row in made][: arguments.rows] for side in (RAW, PAIR)
+            [joined(row, side) for _ in range(rounds) for row in edits][: arguments.rows] for side in (RAW, PAIR)
         )
 
-        work: dict[str, Callable[[], list[int]]] = {
-            "cpdist": lambda: cpdist(before, after, scorer=Levenshtein.distance, workers=-1).tolist(),
-            "add_edit_distance": lambda: add_edit_distance(dataset)["edit_distance"][:],
+        work: dict[str, Callable[[], Any]] = {
+            "cpdist": lambda: cpdist(before, after, scorer=Levenshtein.distance, workers=-1),
+            "add_edit_distance": lambda: add_edit_distance(dataset),
         }
         seconds: dict[str, list[float]] = {name: [] for name in work}
         cpu_seconds: dict[str, list[float]] = {name: [] for name in work}
@@ -131,10 +101,9 @@ def main() -> None:
                 answers.append(function())
                 seconds[name].append(time.perf_counter() - start)
                 cpu_seconds[name].append(time.process_time() - cpu_start)
-            if answers[0] != answers[1]:
+            if answers[0].tolist() != answers[1]["edit_distance"][:]:
                 sys.exit("the two disagree: nothing to compare")
         length = statistics.median(map(len, before))
-        work.clear(), answers.clear()
 
         counts = [arguments.rows // 16, arguments.rows // 4, arguments.rows]
         command = [sys.executable, __file__, "--memory-of", folder, "--rows"]
