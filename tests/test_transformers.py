@@ -14,7 +14,8 @@ from test_chat import CHATML, byte_level
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from midb.generators import Sampling, TransformersGenerator
-from midb.generators.transformers import _in_batches, resolve_adapter
+from midb.generators.transformers import _in_batches
+from midb.generators.weights import resolve_adapter
 
 TEXTS = ["Name three colors.", "Hi", "Improve the following content. " * 3, "色を三つ", "a"]
 CHATS = [[{"role": "user", "content": text}] for text in TEXTS]

@@ -20,12 +20,9 @@ from midb.generators.weights import (
     adapter_hash,
     check_weights,
     model_hash,
-    resolve_adapter,
     weights_name,
 )
 from midb.schema import Completion, Message
-
-__all__ = ["TransformersGenerator", "resolve_adapter"]
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
