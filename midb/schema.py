@@ -130,20 +130,54 @@ def as_messages(dataset: AnyDataset) -> AnyDataset:
     """
 
     def convert(split: Any) -> Any:
-        read = [*PAIR, *({"system"} & set(_column_names(split)))]
-        return _with_pair_columns(split).map(_write_messages, batched=True, remove_columns=read)
+        from datasets import List, Value
+
+        read = [*PAIR, *({"system"} & set(column_names(split)))]
+        kind = List({"role": Value("string"), "content": Value("string")})
+        return mapped(_with_pair_columns(split), _write_messages, {"messages": kind}, read)
 
     return _each_split(dataset, convert)
 
 
 def _each_split(dataset: Any, convert: Callable[[Any], Any]) -> Any:
     if isinstance(dataset, dict):  # DatasetDict and IterableDatasetDict
-        return type(dataset)({name: convert(split) for name, split in dataset.items()})
-    return convert(dataset)
+        return type(dataset)({name: _each_split(split, convert) for name, split in dataset.items()})
+    return in_format_of(dataset, convert(without_format(dataset)))
+
+
+def without_format(dataset: Any) -> Any:
+    """The dataset giving plain Python values, whatever its caller set it to."""
+    from datasets import Dataset
+
+    plain = isinstance(dataset, Dataset) and dataset.format["type"] is None
+    return dataset if plain else dataset.with_format(None)
+
+
+def in_format_of(before: Any, after: Any) -> Any:
+    """Give a dataset that was worked on as Python lists the caller's format again; a stream has none to give."""
+    from datasets import Dataset
+
+    if not isinstance(before, Dataset) or before.format["type"] is None:
+        return after
+    return after.with_format(before.format["type"], **before.format["format_kwargs"])
+
+
+def mapped(
+    split: Any, step: Callable[..., Batch], added: Mapping[str, Any], removed: Iterable[str] = (), **how: Any
+) -> Any:
+    """`map` that says beforehand which columns come out: a stream keeps its features, an empty dataset gets them."""
+    from datasets import Dataset, Features
+
+    features = None
+    if split.features is not None:
+        features = Features({**{name: kind for name, kind in split.features.items() if name not in removed}, **added})
+        if isinstance(split, Dataset) and not len(split):
+            return Dataset.from_dict({name: [] for name in features}, features=features, split=split.split)
+    return split.map(step, batched=True, features=features, remove_columns=sorted(removed), **how)
 
 
 def _split_as_pairs(split: Any, columns: Mapping[str, str] | None) -> Any:
-    names = set(_column_names(split))
+    names = set(column_names(split))
     if columns is not None:
         if unknown := set(columns) - set(PAIR):
             raise ColumnError(
@@ -151,7 +185,8 @@ def _split_as_pairs(split: Any, columns: Mapping[str, str] | None) -> Any:
             )
         shape = {ours: columns.get(ours, ours) for ours in PAIR if ours in columns or ours in names}
     elif set(RAW) <= names:
-        return split.remove_columns([name for name in (*RAW, *PROVENANCE) if name in names])
+        split = split.remove_columns([name for name in (*RAW, *PROVENANCE) if name in names])
+        shape = dict(zip(PAIR, PAIR, strict=True))
     elif "messages" in names and not any(set(shape.values()) - {"input"} <= names for shape in _SHAPES):
         return _chat_as_pairs(split, ["messages"], names)
     else:
@@ -165,7 +200,7 @@ def _split_as_pairs(split: Any, columns: Mapping[str, str] | None) -> Any:
 
 
 def _split_as_edits(split: Any, columns: Mapping[str, str]) -> Any:
-    names = set(_column_names(split))
+    names = set(column_names(split))
     if unknown := set(columns) - {*PAIR, *RAW}:
         raise ColumnError(
             f"columns= names {sorted(unknown)}; it takes {', '.join((*PAIR, *RAW))}, each with the dataset's own name"
@@ -192,7 +227,8 @@ def _split_as_edits(split: Any, columns: Mapping[str, str]) -> Any:
         )
     consumed = set(sources.values()) - set(sources)
     if any(ours != theirs for ours, theirs in sources.items()):
-        split = split.map(_Copy(tuple(sources.items())), batched=True, remove_columns=sorted(consumed))
+        kinds = {ours: split.features[theirs] for ours, theirs in sources.items()} if split.features else {}
+        split = mapped(split, _Copy(tuple(sources.items())), kinds, consumed)
     return _text_columns(split, (*PAIR, *RAW))
 
 
@@ -211,7 +247,10 @@ def _chat_as_pairs(split: Any, read: list[str], names: set[str]) -> Any:
         raise ColumnError(
             f"the dataset has {', '.join(read)} and also {sorted(taken)}; remove or rename those, so that the chat has one meaning"
         )
-    return split.map(_read_messages, batched=True, with_indices=True, input_columns=read, remove_columns=read)
+    from datasets import Value
+
+    added = {name: Value("string") for name in ("system", *PAIR)}
+    return mapped(split, _read_messages, added, read, with_indices=True, input_columns=read)
 
 
 def _read_messages(*batch_and_rows: list[Any]) -> Batch:
@@ -223,7 +262,7 @@ def _read_messages(*batch_and_rows: list[Any]) -> Batch:
 
 def _read_chat(chat: list[Any], row: int) -> tuple[str, str, str, str]:
     for message in chat:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str) or "role" not in message:
             raise ColumnError(
                 f"row {row}: a message is not a role with text content ({str(message)[:80]}); keep text chats only"
             )
@@ -253,7 +292,7 @@ def _write_messages(batch: Batch) -> Batch:
 
 def _renamed(split: Any, shape: Mapping[str, str]) -> Any:
     """Rename the dataset's columns to ours, refusing to lose a column that already has our name."""
-    names = set(_column_names(split))
+    names = set(column_names(split))
     if missing := set(shape.values()) - names:
         raise ColumnError(f"there is no column {sorted(missing)}; the dataset has {sorted(names)}")
     changed = {theirs: ours for ours, theirs in shape.items() if theirs != ours}
@@ -263,21 +302,22 @@ def _renamed(split: Any, shape: Mapping[str, str]) -> Any:
 
 
 def _with_pair_columns(split: Any) -> Any:
-    if missing := [name for name in PAIR if name not in _column_names(split)]:
+    if missing := [name for name in PAIR if name not in column_names(split)]:
         raise ColumnError(f"the dataset lacks {missing}; convert it first: as_pairs(ds)")
     return split
 
 
 def _text_columns(split: Any, columns: Iterable[str]) -> Any:
     """Text in every row: an absent or null input becomes `""`, anything else that is null or not text is refused."""
-    from datasets import Dataset
+    from datasets import Dataset, Value
 
-    missing = [name for name in columns if name not in _column_names(split)]
+    missing = [name for name in columns if name not in column_names(split)]
     inputs = tuple(name for name in columns if name.endswith("input"))
     if required := [name for name in missing if name not in inputs]:
-        raise ColumnError(f"the dataset lacks {required}; it has {sorted(_column_names(split))}")
+        raise ColumnError(f"the dataset lacks {required}; it has {sorted(column_names(split))}")
+    texts = {name: Value("string") for name in columns}
     if not isinstance(split, Dataset):  # a stream is checked as it flows
-        return split.map(_Text(tuple(columns)), batched=True, with_indices=True)
+        return mapped(split, _Text(tuple(columns)), texts, with_indices=True)
     present = [name for name in columns if name not in missing]
     nulls = _nulls(split, present)
     if hollow := next((name for name in present if nulls[name] is not None and name not in inputs), None):
@@ -285,7 +325,7 @@ def _text_columns(split: Any, columns: Iterable[str]) -> Any:
             f"row {nulls[hollow]}: {hollow} is null; drop such rows first, e.g. ds.filter(lambda row: row[{hollow!r}] is not None)"
         )
     if missing or any(nulls[name] is not None for name in present):
-        split = split.map(_Text(tuple(columns)), batched=True, with_indices=True)
+        split = mapped(split, _Text(tuple(columns)), texts, with_indices=True)
     return split
 
 
@@ -319,7 +359,7 @@ class _Text:
     def __call__(self, batch: Batch, rows: list[int]) -> Batch:
         texts = {}
         for name in self.columns:
-            values = batch.get(name) or [None] * len(rows)
+            values = batch[name] if name in batch else [None] * len(rows)
             if name.endswith("input"):
                 values = ["" if value is None else value for value in values]
             for value, row in zip(values, rows, strict=True):
@@ -331,7 +371,8 @@ class _Text:
         return texts
 
 
-def _column_names(split: Any) -> list[str]:
+def column_names(split: Any) -> list[str]:
+    """The columns of a dataset, or of a stream, which may have to read a row to know."""
     return list(split.column_names or _first_row(split))  # a stream may not know its columns before its first row
 
 

@@ -1,5 +1,5 @@
 import pytest
-from datasets import Dataset, DatasetDict, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from midb import ColumnError, as_alpaca, as_edits, as_messages, as_pairs
 from midb.schema import PAIR, PROVENANCE, RAW
@@ -169,3 +169,46 @@ def test_an_edit_needs_two_sides():
 def test_edits_become_pairs_again_without_their_past():
     edits = Dataset.from_dict({**PAIRS, **{name: ["x", "y"] for name in (*RAW, *PROVENANCE)}, "id": [1, 2]})
     assert set(as_pairs(edits).column_names) == {*PAIR, "id"}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"instruction": [], "output": []},
+        {"instruction": [], "input": [], "response": []},
+        {"messages": []},
+    ],
+)
+def test_an_empty_dataset_gets_its_columns_too(columns):
+    text = Value("string")
+    features = {name: List({"role": text, "content": text}) if name == "messages" else text for name in columns}
+    pairs = as_pairs(Dataset.from_dict(columns, features=Features(features)))
+    assert set(PAIR) <= set(pairs.column_names)
+    assert as_messages(pairs).column_names == ["messages"]
+
+
+def test_a_stream_keeps_what_it_knows_of_its_other_columns():
+    rows = Dataset.from_dict({"instruction": ["a"], "output": ["b"], "kind": [1]})
+    rows = rows.cast_column("kind", ClassLabel(names=["x", "y"]))
+    features = as_pairs(rows.to_iterable_dataset()).features
+    assert features["kind"] == rows.features["kind"]
+    assert features["response"] == Value("string")
+
+
+@pytest.mark.parametrize("form", ["arrow", "pandas", "numpy"])
+def test_a_dataset_in_another_format_is_read_the_same_and_stays_in_it(form):
+    alpaca = Dataset.from_dict({"instruction": ["a"], "input": [None], "output": ["b"]}).with_format(form)
+    pairs = as_pairs(alpaca)
+    assert pairs.format["type"] == form
+    assert rows(pairs.with_format(None)) == [{"instruction": "a", "input": "", "response": "b"}]
+
+
+def test_a_message_without_a_role_is_refused():
+    with pytest.raises(ColumnError, match="row 0"):
+        as_pairs(Dataset.from_dict({"messages": [[{"content": "a"}, {"content": "b"}]]}))
+
+
+def test_edits_with_a_null_are_refused_like_any_other():
+    edits = Dataset.from_dict({**PAIRS, **{name: ["x", "y"] for name in RAW}, "response": ["a", None]})
+    with pytest.raises(ColumnError, match="row 1: response is null"):
+        as_pairs(edits)
