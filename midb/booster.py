@@ -7,6 +7,7 @@ import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,7 +19,19 @@ from midb.generators.weights import resolve_adapter
 from midb.guards import DEFAULT_GUARDS, Guard, check
 from midb.languages import language_code
 from midb.prompts import PROMPT, TAGS, check_tags, parse_pair, render_messages
-from midb.schema import PAIR, PROVENANCE, RAW, AnyDataset, Batch, Message, Pair, as_pairs
+from midb.schema import (
+    PROVENANCE,
+    RAW,
+    AnyDataset,
+    Batch,
+    Message,
+    Pair,
+    as_pairs,
+    column_names,
+    in_format_of,
+    mapped,
+    without_format,
+)  # fmt: skip
 
 
 class Edit(NamedTuple):
@@ -76,6 +89,8 @@ class Booster:
         if self.fields not in ("all", "response"):
             raise ValueError(f"fields={self.fields!r} is not a choice; use 'all' or 'response'")
         check_tags(self.tags)
+        if self.language is not None:
+            language_code(self.language)
 
     @classmethod
     def from_pretrained(cls, model_or_adapter: str | Path, *, journal: str | Path | None = None) -> "Booster":
@@ -94,7 +109,7 @@ class Booster:
 
     def identity(self) -> str:
         """A hash over everything that can change a row, and nothing else."""
-        guards = [f"{guard.__module__}.{guard.__qualname__}" for guard in self.guards]
+        guards = [_name(guard) for guard in self.guards]
         own = [guards, self.fields, self.prompt, self.tags, self.parity, self.language]
         return fingerprint("booster", version("midb"), self.generator.identity(), *own)
 
@@ -107,7 +122,7 @@ class Booster:
             ColumnError: As `map`.
         """
         split = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
-        rows = _pairs(split).take(n)
+        rows = _checked(split).take(n)
         return [self._messages(Pair(row["instruction"], row["input"], row["response"])) for row in rows]
 
     def map(self, dataset: AnyDataset, *, batch_size: int | None = None, **map_arguments: Any) -> AnyDataset:
@@ -128,26 +143,25 @@ class Booster:
         from datasets import Dataset
 
         if isinstance(dataset, dict):
+            for split in dataset.values():  # a later split's fault is told before an earlier one is paid for
+                _checked(split)
             return type(dataset)(
                 {name: self.map(split, batch_size=batch_size, **map_arguments) for name, split in dataset.items()}
             )
-        pairs = _pairs(dataset)
+        pairs = _checked(dataset)
+        added = _edit_features()
         if not isinstance(pairs, Dataset):
-            features = _edit_features(pairs.features) if pairs.features else None
-            return pairs.map(self, batched=True, batch_size=batch_size or 64, features=features, **map_arguments)
-        _check_languages(pairs)
+            return mapped(pairs, self, added, batch_size=batch_size or 64, **map_arguments)
         # A fresh fingerprint: what is computed from these rows must not be served to a later run that healed some of them.
-        run = dict(
-            batched=True, batch_size=batch_size or 16_384, features=_edit_features(pairs.features),
-            load_from_cache_file=False, new_fingerprint=uuid.uuid4().hex, **map_arguments,
-        )  # fmt: skip
+        how = {"load_from_cache_file": False, "new_fingerprint": uuid.uuid4().hex, **map_arguments}
+        how["batch_size"] = batch_size or 16_384
         if (map_arguments.get("num_proc") or 1) > 1:
-            edits = pairs.map(self, desc="boost", **run)
+            edits = mapped(pairs, self, added, desc="boost", **how)
         else:
             with _RowBar(len(pairs)) as bar:
-                edits = pairs.map(lambda batch: self._boost(batch, bar.count), **run)
+                edits = mapped(pairs, lambda batch: self._boost(batch, bar.count), added, **how)
         _say(summarize(edits))
-        return edits
+        return in_format_of(dataset, edits)
 
     def __call__(self, batch: Batch) -> Batch:
         """Boost one batch of columns."""
@@ -209,20 +223,29 @@ class Summary:
 def summarize(edits: Any) -> Summary:
     """Count what became of each row, from the columns alone.
 
-    Reads: `boost_status`, `boost_reason`, `boost_prompt_tokens`, `boost_completion_tokens`.
+    Reads: `boost_status`, `boost_reason`, `boost_prompt_tokens`, `boost_completion_tokens`.  The tokens are of every
+    answered row, also where a journal answered.
 
     Raises:
-        ColumnError: The dataset has not been boosted.
+        ColumnError: The dataset has not been boosted, or is streamed.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
+    from datasets import Dataset, concatenate_datasets
 
     read = ["boost_status", "boost_reason", "boost_prompt_tokens", "boost_completion_tokens"]
-    if missing := [name for name in read if name not in edits.column_names]:
-        raise ColumnError(f"the dataset lacks {missing}; boost it first: booster.map(ds)")
+    splits = list(edits.values()) if isinstance(edits, dict) else [edits]
+    for split in splits:
+        if not isinstance(split, Dataset):
+            raise ColumnError(
+                "a stream has no end to count to; summarize what was read: Dataset.from_list(list(stream))"
+            )
+        if missing := [name for name in read if name not in split.column_names]:
+            raise ColumnError(f"the dataset lacks {missing}; boost it first: booster.map(ds)")
+    edits = concatenate_datasets([split.select_columns(read) for split in splits])
     counts: dict[tuple[str, str], int] = {}
     tokens = [0, 0]
-    for table in edits.select_columns(read).with_format("arrow").iter(batch_size=100_000):
+    for table in edits.with_format("arrow").iter(batch_size=100_000):
         code = pc.replace_substring_regex(table["boost_reason"], "(?s):.*", "")
         grouped = (
             pa.table({"status": table["boost_status"], "code": code})
@@ -243,14 +266,31 @@ def summarize(edits: Any) -> Summary:
     )  # fmt: skip
 
 
-def _pairs(split: Any) -> Any:
-    """The split as pairs, refused where a boost would overwrite what another one said."""
-    names = list(split.column_names or next(iter(split.take(1)), {}))
+def _checked(split: Any) -> Any:
+    """The split as pairs of plain Python text; refused where a boost would fail, or overwrite what another one said."""
+    names = column_names(split)
     if taken := [name for name in (*RAW, *PROVENANCE) if name in names]:
         raise ColumnError(
             f"the dataset has the columns {taken}, so it holds edits already; to boost those again: booster.map(as_pairs(edits))"
         )
-    return as_pairs(split)
+    pairs = without_format(as_pairs(split))
+    if "language" in names and pairs.features is not None:
+        _check_language(pairs)
+    return pairs
+
+
+def _check_language(pairs: Any) -> None:
+    """Read every language of the dataset before anything is paid for."""
+    from datasets import Dataset, Value
+
+    kind = pairs.features["language"]
+    if not isinstance(kind, Value):
+        raise ColumnError(
+            f"the column 'language' is {kind}, not text; turn it into ISO codes such as 'fr', or rename it"
+        )
+    for name in pairs.unique("language") if isinstance(pairs, Dataset) else ():
+        if name:
+            _code(name)
 
 
 def _read_pairs(batch: Batch) -> list[Pair]:
@@ -277,14 +317,6 @@ def _read_languages(batch: Batch, default: str | None) -> list[str | None]:
     return [codes[name] for name in said]
 
 
-def _check_languages(pairs: Any) -> None:
-    """Read every language of the dataset before anything is paid for."""
-    if "language" in pairs.column_names:
-        for name in pairs.unique("language"):
-            if name:
-                _code(name)
-
-
 def _code(name: Any) -> str:
     try:
         return language_code(name)
@@ -294,12 +326,11 @@ def _code(name: Any) -> str:
         ) from error
 
 
-def _edit_features(features: Any) -> Any:
-    from datasets import Features, Value
+def _edit_features() -> dict[str, Any]:
+    from datasets import Value
 
     integers = ("boost_prompt_tokens", "boost_completion_tokens")
-    texts = {name: Value("int64" if name in integers else "string") for name in Edit._fields}
-    return Features({**features, **texts, **{name: features[name] for name in PAIR if name in features}})
+    return {name: Value("int64" if name in integers else "string") for name in Edit._fields}
 
 
 class _RowBar:
@@ -330,6 +361,12 @@ class _RowBar:
         if self._bar.update():  # it was drawn: only then is a new text worth its time
             elapsed = self._bar.format_dict["elapsed"] or 1
             self._bar.set_postfix_str(f"{self._tokens / elapsed:,.0f} tokens/s, {self._failed} failed", refresh=False)
+
+
+def _name(guard: Guard) -> str:
+    inner = guard.func if isinstance(guard, partial) else guard
+    bound = repr((guard.args, guard.keywords)) if isinstance(guard, partial) else ""
+    return f"{inner.__module__}.{inner.__qualname__}{bound}"
 
 
 def _say(summary: Summary) -> None:

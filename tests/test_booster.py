@@ -1,9 +1,10 @@
 import pickle
 import subprocess
 import sys
+from functools import partial
 
 import pytest
-from datasets import Dataset, DatasetDict, disable_progress_bars, enable_progress_bars
+from datasets import ClassLabel, Dataset, DatasetDict, Value, disable_progress_bars, enable_progress_bars
 
 from midb import Booster, ColumnError, GenerationError, as_pairs
 from midb.booster import summarize
@@ -228,6 +229,71 @@ def test_the_preview_is_what_is_sent_and_calls_nothing():
     assert shown == seen
 
 
+def test_an_empty_dataset_and_an_empty_split_come_back_with_their_columns():
+    booster = Booster(generator=FunctionGenerator(improve))
+    splits = booster.map(DatasetDict(train=dataset(2), test=dataset(1).select([])))
+    assert len(splits["train"]) == 2
+    assert splits["test"].features == splits["train"].features
+    assert summarize(splits).boosted == 2
+    assert summarize(splits["test"]).rows == 0
+
+
+def test_a_fault_in_a_later_split_is_told_before_an_earlier_one_is_paid_for():
+    asked = []
+    booster = Booster(generator=FunctionGenerator(lambda m: asked.append(1) or improve(m)))
+    with pytest.raises(ColumnError, match="known shapes"):
+        booster.map(DatasetDict(train=dataset(2), test=Dataset.from_dict({"text": ["a"]})))
+    assert asked == []
+
+
+def test_a_stream_keeps_its_features_and_gets_the_new_ones():
+    features = Booster(generator=FunctionGenerator(improve)).map(dataset(3).to_iterable_dataset()).features
+    assert features["id"] == dataset(3).features["id"]
+    assert features["boost_completion_tokens"] == Value("int64")
+
+
+def test_a_formatted_dataset_stays_in_its_format():
+    edits = Booster(generator=FunctionGenerator(improve)).map(dataset(2).with_format("numpy"))
+    assert edits.format["type"] == "numpy"
+    assert edits.with_format(None)["response"][0].endswith(LONG)
+
+
+def test_text_that_no_file_can_hold_is_mended_and_an_answer_that_is_no_text_is_an_error():
+    half = render_pair(Pair("Domanda 0: perché il cielo è blu?", "", "Perché sì, è così. \ud83d" + LONG))
+    (row,) = Booster(generator=FunctionGenerator(lambda m: half), guards=()).map(dataset(1))
+    assert row["response"] == "Perché sì, è così. \ufffd" + LONG
+    with pytest.raises(GenerationError, match="text is str"):
+        Booster(generator=FunctionGenerator(lambda m: None)).map(dataset(1))
+
+
+def test_a_language_that_is_none_is_refused_when_the_booster_is_made():
+    with pytest.raises(ValueError, match="ISO 639"):
+        Booster(generator=FunctionGenerator(improve), language="the tongue of Mordor")
+    labels = dataset(2, language=[0, 1]).cast_column("language", ClassLabel(names=["it", "fr"]))
+    with pytest.raises(ColumnError, match="not text"):
+        Booster(generator=FunctionGenerator(improve)).map(labels)
+
+
+def test_two_functions_never_share_a_journal_entry(tmp_path):
+    one, two = (Journal(FunctionGenerator(function), tmp_path / "j") for function in (lambda m: "one", lambda m: "two"))
+    chat = [[{"role": "user", "content": "Say."}]]
+    assert [one.generate(chat)[0].text, two.generate(chat)[0].text] == ["one", "two"]
+
+
+def test_a_guard_with_settings_is_part_of_the_identity():
+    def at_most(raw, new, language, completion, limit):
+        return "too_long" if len(new.response) > limit else None
+
+    short, long = (
+        Booster(generator=FunctionGenerator(improve), guards=(partial(at_most, limit=n),)) for n in (5, 5000)
+    )
+    assert short.identity() != long.identity()
+    assert (short.map(dataset(1))[0]["boost_reason"], long.map(dataset(1))[0]["boost_status"]) == (
+        "too_long",
+        "boosted",
+    )
+
+
 def test_identity_follows_what_can_change_a_row():
     one = Booster(generator=FunctionGenerator(improve, name="a"))
     assert one.identity() == pickle.loads(pickle.dumps(one)).identity()
@@ -266,8 +332,10 @@ def test_the_summary_counts_rows_reasons_and_tokens(capsys):
     )
     assert str(summary) in capsys.readouterr().err
     assert "3 (unparsed 3) rejected, 1 (timeout 1) failed" in str(summary)
-    with pytest.raises(ColumnError, match=r"booster.map"):
+    with pytest.raises(ColumnError, match=r"booster\.map"):
         summarize(dataset(1))
+    with pytest.raises(ColumnError, match="stream"):
+        summarize(edits.to_iterable_dataset())
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ with the same seam that we use.
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from types import CodeType, FunctionType
 from typing import Any, Protocol, runtime_checkable
 
 from midb.errors import GenerationError
@@ -70,16 +71,38 @@ class StreamingGenerator(Generator, Protocol):
 def stream(
     generator: Generator, prompts: Sequence[list[Message]], sampling: Sampling | None = None
 ) -> Iterator[tuple[int, Completion]]:
-    """Completions as they finish; all at the end from a generator that only knows `generate`."""
+    """Completions as they finish, with text that any file can hold; all at the end from one that only knows `generate`."""
     if isinstance(generator, StreamingGenerator):
-        yield from generator.stream(prompts, sampling)
-        return
-    completions = generator.generate(prompts, sampling)
-    if len(completions) != len(prompts):
-        raise GenerationError(
-            f"{generator.name} answered {len(completions)} of {len(prompts)} prompts; a Generator must return one Completion per prompt"
+        finished = generator.stream(prompts, sampling)
+    else:
+        completions = generator.generate(prompts, sampling)
+        if len(completions) != len(prompts):
+            raise GenerationError(
+                f"{generator.name} answered {len(completions)} of {len(prompts)} prompts; a Generator must return one "
+                "Completion per prompt"
+            )
+        finished = enumerate(completions)
+    for position, completion in finished:
+        if not isinstance(completion, Completion) or not isinstance(completion.text, str):
+            raise GenerationError(
+                f"{generator.name} answered {completion!r:.80}; a Generator must return Completions whose text is str"
+            )
+        yield (
+            position,
+            completion if _is_writable(completion.text) else replace(completion, text=_writable(completion.text)),
         )
-    yield from enumerate(completions)
+
+
+def _is_writable(text: str) -> bool:
+    try:
+        return text.isascii() or text.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def _writable(text: str) -> str:
+    """Half a surrogate pair (an emoji cut in two) becomes U+FFFD: neither Arrow nor SQLite can hold it."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def collect(finished: Iterable[tuple[int, Completion]], count: int) -> list[Completion]:
@@ -115,21 +138,19 @@ class FunctionGenerator:
 
     Args:
         function: Takes the messages of one prompt, returns its text or a whole `Completion`.
-        name: Provenance and identity; give another one when the function's answers change. Empty: the function's own name.
+        name: Provenance and identity. What a function closes over or calls is not seen: when its answers change for
+            such a reason, give another name, or a journal will remember the old ones.
         sampling: Part of the identity only; the function does not see it.
     """
 
     function: Callable[[list[Message]], str | Completion]
-    name: str = ""
+    name: str = "function"
     sampling: Sampling = field(default_factory=Sampling)
 
-    def __post_init__(self) -> None:
-        if not self.name:
-            object.__setattr__(self, "name", getattr(self.function, "__qualname__", type(self.function).__qualname__))
-
     def identity(self) -> str:
-        """Hash the name and the sampling; a function's code has no stable content to hash."""
-        return fingerprint("function", self.name, asdict(self.sampling))
+        """Hash the name, the function's own code and the sampling."""
+        code = _code(self.function.__code__) if isinstance(self.function, FunctionType) else None
+        return fingerprint("function", self.name, code, asdict(self.sampling))
 
     def generate(self, prompts: Sequence[list[Message]], sampling: Sampling | None = None) -> list[Completion]:
         """Call the function once per prompt."""
@@ -142,3 +163,9 @@ class FunctionGenerator:
         for position, messages in enumerate(prompts):
             answer = self.function(messages)
             yield position, answer if isinstance(answer, Completion) else Completion(text=answer)
+
+
+def _code(code: CodeType) -> list[object]:
+    """What a function does, without where it stands."""
+    constants = [_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+    return [code.co_code.hex(), code.co_names, constants]

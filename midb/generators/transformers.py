@@ -93,6 +93,11 @@ class TransformersGenerator(FieldsOnly):
         Not of the batch size and the device, although both can change a bfloat16 text: moving to another machine must
         not throw a journal away.
         """
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
+        """Once per process: the weights are read whole for it."""
         return fingerprint(
             "transformers",
             version("transformers"),
@@ -123,7 +128,7 @@ class TransformersGenerator(FieldsOnly):
         if not prompts:
             return
         sampling = sampling or self.sampling
-        context = self._context
+        chat, context = self._chat, self._context  # a model that cannot render chats shows before its weights load
         if context is not None and sampling.max_tokens >= context:
             raise ValueError(
                 f"max_tokens={sampling.max_tokens} leaves no room for a prompt in the model's context of {context}; "
@@ -132,7 +137,7 @@ class TransformersGenerator(FieldsOnly):
         ids: dict[int, list[int]] = {}
         for position, messages in enumerate(prompts):
             try:
-                ids[position] = self._chat.encode(messages)
+                ids[position] = chat.encode(messages)
             except ValueError as error:
                 yield position, _failed("unrenderable", str(error))
                 continue
