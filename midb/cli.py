@@ -7,12 +7,11 @@ again, what was answered is in the journal · 130 interrupted.
 import functools
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -22,6 +21,7 @@ from rich.table import Table
 from midb.booster import Booster, summarize
 from midb.distance import filter_by_edit_distance
 from midb.errors import ColumnError, GenerationError, MidbError
+from midb.files import HUB, check_destination, check_fits, read_dataset, write_dataset
 from midb.generators import FunctionGenerator, Generator, Journal, OpenAIGenerator, Sampling, TransformersGenerator
 from midb.generators.weights import resolve_adapter
 from midb.prompts import PROMPT
@@ -31,8 +31,6 @@ app = typer.Typer(
     help="Boost multilingual instruction data: rewrite the bad rows of a dataset with a tuned LLM.",
     no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
 )  # fmt: skip
-_READERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".parquet": "parquet"}
-_HUB = "hf://datasets/"
 _NOBODY = FunctionGenerator(lambda messages: "", name="nobody")  # for a booster that only shows what it would send
 
 Source = Annotated[
@@ -44,7 +42,7 @@ Split = Annotated[str | None, typer.Option(help="Split to take; all of them when
 Columns = Annotated[str | None, typer.Option(help="Which column is which: instruction=question,response=answer.")]
 Out = Annotated[str, typer.Option(help="A json, jsonl, csv or parquet file, a folder, or hf://datasets/owner/name.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first rows.")]
-Fields = Annotated[str, typer.Option(help="'all', or 'response' to keep instruction and input as they are.")]
+Fields = Annotated[Literal["all", "response"], typer.Option(help="'response' keeps instruction and input as they are.")]
 Prompt = Annotated[
     str, typer.Option(help="What the model is told before the pair.", show_default="the published prompt")
 ]
@@ -53,13 +51,15 @@ Prompt = Annotated[
 def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapped(*arguments: Any, **options: Any) -> None:
+        from datasets.exceptions import DatasetsError
+
         try:
             command(*arguments, **options)
         except KeyboardInterrupt:
-            _stop("interrupted; what was answered is in the journal", 130)
+            _stop("interrupted", 130)
         except GenerationError as error:
-            _stop(f"{error}\nWhat was answered is in the journal: the same command goes on from there.", 4)
-        except (MidbError, ValueError, OSError) as error:
+            _stop(str(error), 4)
+        except (MidbError, DatasetsError, ValueError, OSError) as error:
             _stop(str(error), 1)
 
     return wrapped
@@ -102,10 +102,11 @@ def boost(
     ] = False,
 ) -> None:
     """Boost a dataset; run the same command again to ask only for what failed."""
-    _check_out(out, source)
+    check_destination(out, source)
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
-    pairs = _first(_named(_read(source, config, split, out), columns), limit)
-    booster = Booster(generator=_NOBODY, fields=fields, prompt=prompt, language=language)  # type: ignore[arg-type]
+    pairs = _first(_named(read_dataset(source, config, split), columns), limit)
+    check_fits(pairs, out)
+    booster = Booster(generator=_NOBODY, fields=fields, prompt=prompt, language=language)
     if dry_run:
         for dataset in _splits(pairs):
             for start in range(0, len(dataset), 1000):
@@ -122,7 +123,7 @@ def boost(
     if not no_journal:
         generator = Journal(generator, journal or _journal_of(out))
     edits = replace(booster, generator=generator).map(pairs)
-    _write(edits, out, config)
+    write_dataset(edits, out, config)
     splits = _splits(edits)
     _report(splits)
     _console().print(f"written to {plain(out)}")
@@ -142,12 +143,12 @@ def preview(
     n: Annotated[int, typer.Option("-n", min=1, help="How many rows.")] = 3,
 ) -> None:
     """Show the exact messages of the first rows; calls nothing."""
-    pairs = _named(_read(source, config, split, ""), columns)
-    booster = Booster(generator=_NOBODY, fields=fields, prompt=prompt)  # type: ignore[arg-type]
+    pairs = _named(read_dataset(source, config, split), columns)
+    booster = Booster(generator=_NOBODY, fields=fields, prompt=prompt)
     for row, messages in enumerate(booster.preview(pairs, n)):
         for message in messages:
             _console(stderr=False).rule(f"row {row} · {message['role']}")
-            print(message["content"])
+            print(_visible(message["content"]))
 
 
 @app.command("filter")
@@ -161,19 +162,27 @@ def filter_(
     config: Config = None,
     split: Split = None,
     columns: Columns = None,
+    by: Annotated[str, typer.Option(help="The column that tells languages apart.")] = "language",
     pooled: Annotated[
         bool, typer.Option("--pooled", help="Rank all languages together; favours the wordy ones.")
     ] = False,
 ) -> None:
     """Keep the edits that changed the most, by edit distance."""
-    _check_out(out, source)
+    check_destination(out, source)
     try:
         keep: int | float = int(k) if k.isdigit() else float(k)
     except ValueError:
-        raise ValueError(f"-k {k!r} is not a number; give a count such as 720, or a share such as 0.3") from None
-    edits = as_edits(_read(source, config, split, out), columns=_columns(columns) if columns else None)
-    kept = filter_by_edit_distance(edits, keep, by=None if pooled else "language")
-    _write(kept, out, config)
+        raise typer.BadParameter(
+            f"-k {k!r} is not a number; give a count such as 720, or a share such as 0.3"
+        ) from None
+    edits = as_edits(read_dataset(source, config, split), columns=_columns(columns) if columns else None)
+    check_fits(edits, out)
+    if not pooled and any(by not in part.column_names for part in _splits(edits)):
+        raise ColumnError(
+            f"there is no column {by!r}; name the one that tells languages apart with --by, or use --pooled"
+        )
+    kept = filter_by_edit_distance(edits, keep, by=None if pooled else by)
+    write_dataset(kept, out, config)
     counted = [sum(map(len, _splits(each))) for each in (kept, edits)]
     _console().print(f"kept {counted[0]:,} of {counted[1]:,} edits, written to {plain(out)}")
 
@@ -196,68 +205,15 @@ def data(
     """Write the published expert edits as one clean dataset, saying row by row what was mended."""
     from midb import release
 
-    _check_out(out, source or "")
+    check_destination(out, source or "")
     wanted = [name.strip() for name in languages.split(",")] if languages else None
     if coachlm:
         edits = release.load_coachlm(source) if source else release.load_coachlm()
     else:
         edits = release.load_training(source, wanted) if source else release.load_training(languages=wanted)
-    _write(edits, out, None)
+    write_dataset(edits, out)
     mended = sum(bool(repair) for repair in edits["repair"])
     _console().print(f"{len(edits):,} edits, {mended:,} with a repair (column 'repair'), written to {plain(out)}")
-
-
-def _read(source: str, config: str | None, split: str | None, out: str) -> Any:
-    """A dataset from a file, a saved folder or the Hub; a dict of splits where there are several and `out` can hold them."""
-    dataset = _load(source, config, split)
-    if isinstance(dataset, dict) and len(dataset) == 1:
-        return next(iter(dataset.values()))
-    if isinstance(dataset, dict) and Path(out).suffix in _READERS:
-        raise ValueError(
-            f"{source} has the splits {', '.join(dataset)}, and {out} is one file; choose one with --split, or a folder for --out"
-        )
-    return dataset
-
-
-def _load(source: str, config: str | None, split: str | None) -> Any:
-    from datasets import load_dataset, load_from_disk
-
-    path = Path(source)
-    if path.is_dir() and _is_saved_dataset(path):
-        return _only(load_from_disk(source), split)
-    if path.is_file():
-        if path.suffix not in _READERS:
-            raise ColumnError(
-                f"{source} is not a json, jsonl, ndjson, csv or parquet file; convert it, or load it in Python and call booster.map"
-            )
-        options = _text_csv(path) if path.suffix == ".csv" else {}
-        return load_dataset(_READERS[path.suffix], data_files=source, split="train", **options)
-    if not path.is_dir() and (path.suffix in _READERS or source.startswith((".", "/", "~"))):
-        raise FileNotFoundError(f"there is no {source}; give a file, a folder or a Hub dataset (owner/name)")
-    return _only(load_dataset(source.removeprefix(_HUB), config), split)
-
-
-def _is_saved_dataset(folder: Path) -> bool:
-    return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
-
-
-def _text_csv(path: Path) -> dict[str, Any]:
-    """Options that read a csv as the text it is: no "NA" becomes null, no "007" becomes 7."""
-    import csv
-
-    from datasets import Features, Value
-
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        header = next(csv.reader(file), [])
-    return {"features": Features({name: Value("string") for name in header}), "keep_default_na": False}
-
-
-def _only(dataset: Any, split: str | None) -> Any:
-    if split is None or not isinstance(dataset, dict):
-        return dataset
-    if split not in dataset:
-        raise ColumnError(f"there is no split {split!r}; the dataset has {', '.join(dataset)}")
-    return dataset[split]
 
 
 def _splits(dataset: Any) -> list[Any]:
@@ -279,57 +235,18 @@ def _named(dataset: Any, columns: str | None) -> Any:
 def _columns(text: str) -> dict[str, str]:
     named = dict(each.split("=", 1) for each in text.split(",") if "=" in each)
     if len(named) != len(text.split(",")):
-        raise ValueError(f"--columns {text!r} is not a list of ours=theirs; write instruction=question,response=answer")
+        raise typer.BadParameter(
+            f"--columns {text!r} is not a list of ours=theirs; write instruction=question,response=answer"
+        )
     return {ours.strip(): theirs.strip() for ours, theirs in named.items()}
-
-
-def _check_out(out: str, source: str) -> None:
-    """Refuse, before anything is paid for, a place that cannot be written."""
-    if out.startswith(_HUB):
-        return
-    path = Path(out)
-    if path.suffix and path.suffix not in _READERS and not path.is_dir():
-        raise ValueError(
-            f"--out {out} has an unknown ending; use .jsonl, .json, .csv or .parquet, a folder name without an ending, or {_HUB}owner/name"
-        )
-    if source and Path(source).exists() and path.exists() and path.samefile(source):
-        raise ValueError(f"--out {out} is the source itself; give another place, so that the raw data stays")
-    if path.is_dir() and any(path.iterdir()) and not _is_saved_dataset(path):
-        raise ValueError(
-            f"--out {out} is a folder with other things in it; give a new folder, or one that a dataset was saved to"
-        )
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.absolute().parent}; make it first")
 
 
 def _journal_of(out: str) -> Path:
     return (
-        Path(out.removeprefix(_HUB).replace("/", "-") + ".journal")
-        if out.startswith(_HUB)
+        Path(out.removeprefix(HUB).replace("/", "-") + ".journal")
+        if out.startswith(HUB)
         else Path(out.rstrip("/") + ".journal")
     )
-
-
-def _write(dataset: Any, out: str, config: str | None) -> None:
-    """Write beside the place and rename, so that a crash leaves either the old or the new one whole."""
-    if out.startswith(_HUB):
-        dataset.push_to_hub(out.removeprefix(_HUB), **({"config_name": config} if config else {}))
-        return
-    path = Path(out)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    if path.suffix in _READERS:
-        if path.suffix == ".csv":
-            dataset.to_csv(new)
-        elif path.suffix == ".parquet":
-            dataset.to_parquet(new)
-        else:
-            dataset.to_json(new, lines=path.suffix != ".json", force_ascii=False)
-        new.replace(path)
-        return
-    dataset.save_to_disk(new)
-    if path.exists():
-        shutil.rmtree(path)
-    new.rename(path)
 
 
 def _report(splits: list[Any]) -> None:
@@ -348,6 +265,11 @@ def _report(splits: list[Any]) -> None:
             plain(language), *(f"{row.get(name, 0):,}" for name in ("boosted", "unchanged", "rejected", "failed"))
         )
     _console().print(table)
+
+
+def _visible(text: str) -> str:
+    """Text of a dataset with its control characters written out, so that it cannot command a terminal."""
+    return "".join(each if each.isprintable() or each in "\n\t" else repr(each)[1:-1] for each in text)
 
 
 def _console(*, stderr: bool = True) -> Console:

@@ -17,7 +17,7 @@ from midb.prompts import PROMPT
 
 ROWS = [
     {"id": "007", "language": "it", "instruction": "Perché il cielo è blu?", "input": "", "response": "Perché la luce si diffonde nell'aria.", "when": "2024-01-02T03:04:05"},
-    {"id": "008", "language": "fr", "instruction": "Pourquoi NA ?", "input": "NA", "response": "Parce que c'est ainsi, tout simplement.", "when": ""},
+    {"id": "008", "language": "fr", "instruction": "Pourquoi NA ?", "input": "NA", "response": "Parce que c'est ainsi, tout simplement.", "when": "2024-01-02"},
 ]  # fmt: skip
 PAIR_AND_MORE = {"id", "language", "instruction", "input", "response", "when"}
 
@@ -213,7 +213,9 @@ def test_filter_keeps_the_farthest_of_each_language(tmp_path):
     assert "kept 4 of 8" in said.stderr
     assert midb("filter", tmp_path / "in.jsonl", "-k", 0.25, "--out", out).exit_code == 0
     assert len(read(out)) == 2
-    assert midb("filter", tmp_path / "in.jsonl", "-k", "many", "--out", out).exit_code == 1
+    assert midb("filter", tmp_path / "in.jsonl", "-k", "many", "--out", out).exit_code == 2
+    refused = midb("filter", tmp_path / "in.jsonl", "-k", 2, "--by", "tongue", "--out", out)
+    assert (refused.exit_code, "--pooled" in refused.stderr) == (1, True)
 
 
 def test_data_writes_the_published_edits_as_one_clean_file(tmp_path):
@@ -234,14 +236,18 @@ def test_data_writes_the_published_edits_as_one_clean_file(tmp_path):
     ("arguments", "says"),
     [
         (["nowhere.jsonl", "--out", "o.jsonl"], "there is no nowhere.jsonl"),
-        (["in.jsonl", "--out", "in.jsonl"], "the source itself"),
+        (["in.jsonl", "--out", "in.jsonl"], "is the source"),
         (["in.jsonl", "--out", "o.xlsx"], "unknown ending"),
         (["in.jsonl", "--out", "missing/o.jsonl"], "there is no folder"),
         (["in.jsonl", "--out", "full"], "other things in it"),
-        (["in.jsonl", "--out", "o.jsonl", "--columns", "instruction"], "ours=theirs"),
         (["in.jsonl", "--out", "o.jsonl", "--columns", "instruction=nope"], "nope"),
         (["odd.jsonl", "--out", "o.jsonl"], "known shapes"),
-        (["odd.txt", "--out", "o.jsonl"], "not a json"),
+        (["broken.jsonl", "--out", "o.jsonl"], "line 2: not JSON"),
+        (["empty.jsonl", "--out", "o.jsonl"], "holds no rows"),
+        (["header.csv", "--out", "o.jsonl"], "holds no rows"),
+        (["mixed.jsonl", "--out", "o.jsonl"], "do not agree"),
+        (["saved/train", "--out", "saved"], "is the source or holds it"),
+        (["odd.txt", "--out", "o.jsonl"], "convert it"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_called(server, tmp_path, monkeypatch, arguments, says):
@@ -249,6 +255,11 @@ def test_a_mistake_is_told_before_anything_is_called(server, tmp_path, monkeypat
     jsonl(Path("in.jsonl"))
     jsonl(Path("odd.jsonl"), [{"text": "x"}])
     Path("odd.txt").write_text("x")
+    Path("broken.jsonl").write_text('{"instruction": "a", "response": "b"}\n{"instruction": \n')
+    Path("empty.jsonl").write_text("\n")
+    Path("header.csv").write_text("instruction,response\n")
+    jsonl(Path("mixed.jsonl"), [{"instruction": "a", "response": "b"}, {"instruction": "a", "response": {"c": 1}}])
+    DatasetDict(train=Dataset.from_list(ROWS)).save_to_disk("saved")
     Path("full").mkdir()
     Path("full/precious.txt").write_text("x")
     said = midb("boost", *arguments, "--model", "m", "--base-url", server.url)
@@ -256,6 +267,20 @@ def test_a_mistake_is_told_before_anything_is_called(server, tmp_path, monkeypat
     assert says in said.stderr
     assert server.get("stats")["requests"] == 0
     assert Path("full/precious.txt").exists()
+
+
+def test_wrong_usage_has_its_own_exit_code(tmp_path):
+    source = jsonl(tmp_path / "in.jsonl")
+    for wrong in (["--columns", "instruction"], ["--fields", "nonsense"], ["--concurrency", "0"]):
+        assert midb("boost", source, "--model", "m", "--out", tmp_path / "o.jsonl", *wrong).exit_code == 2
+
+
+def test_a_preview_cannot_command_the_terminal(tmp_path):
+    said = midb(
+        "preview", jsonl(tmp_path / "in.jsonl", [{"instruction": "\x1b]0;pwned\x07", "response": "a\tb\u202e"}])
+    )
+    assert "\\x1b]0;pwned\\x07" in said.stdout
+    assert not set("\x1b\x07\u202e") & set(said.stdout)
 
 
 def test_a_hub_dataset_is_boosted_onto_the_hub(server, tmp_path):

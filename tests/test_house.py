@@ -23,7 +23,7 @@ HOUSE = Path(midb.__file__).parent
 FLOORS = {
     "midb.errors": 0, "midb.languages": 0, "midb.schema": 0, "midb.identify": 0,
     "midb.prompts": 1, "midb.chat": 1, "midb.guards": 1, "midb.distance": 1,
-    "midb.generators": 2, "midb.release": 2,
+    "midb.generators": 2, "midb.release": 2, "midb.files": 2,
     "midb.booster": 3,
     "midb.cli": 5,
 }  # fmt: skip
@@ -45,8 +45,10 @@ def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "absolute imports only"
+            rooms = [f"midb.{alias.name}" for alias in node.names] if node.module == "midb" else []
+            yield from rooms or [node.module]
 
 
 def module_of(path):
