@@ -18,11 +18,11 @@ TAGS = ("<|instruction|>", "<|input|>", "<|response|>")
 
 # Text that some model family reads as control, after its first character. A backslash between the two disarms it:
 # `<|im_end|>` travels as `<\|im_end|>`. Text that already has backslashes there gets one more, so that taking one away
-# gives back exactly what was there: no pattern contains the start of another, so each is met at the same places again.
+# gives back exactly what was there: no pattern has the start of another inside, so each is met at the same places again.
 # <mask> is left alone: it ends nothing, and published rows hold it as text.
 _WORDS = (
-    r"s|bos|eos|pad|unk|cls|sep|sop|eop|eod|eot|eom|bom|end_of_\w+|start_of_\w+|begin_of_\w+|im_\w+|"  # SentencePiece, Gemma
-    r"think|tool_\w+|image|image_\w+|audio_\w+|video_\w+|fim_\w+|file_sep|repo_name|"  # reasoning, tools, pictures, code
+    r"s|bos|eos|pad|unk|cls|sep|sop|eo[a-z]|bom|seed:\w+|\w+_token|end_of_\w+|start_of_\w+|begin_of_\w+|im_\w+|"  # SentencePiece, Gemma, Aya
+    r"think|tool_\w+|image|image_\w+|audio_\w+|video_\w+|fim[-_]\w+|file_sep|repo_name|"  # reasoning, tools, pictures, code
     r"unused_?\d+|extra_id_\d+|reserved_\w+|special_\w+|custom_\w+|0x[0-9a-f]{2}|_\w+|endoftext|startoftext"  # T5, Nemotron, Baichuan
 )
 _NAMES = (
@@ -32,9 +32,10 @@ _NAMES = (
 _ANGLE = (
     rf"[|｜]|(?i:/?(?:{_WORDS})\s*/?>)|/?[A-Za-z_]{{1,24}}\|>|</?SYS>>"  # <|...|>, <｜...｜>, <name>, <name|>, <<SYS>>
 )
-_SQUARE = rf"/?(?:{_NAMES})\]"
-_CONTROL = re.compile(rf"<\\*(?={_ANGLE})|\[\\*(?={_SQUARE})")
-_ESCAPED = re.compile(rf"<\\+(?={_ANGLE})|\[\\+(?={_SQUARE})")
+_SQUARE = rf"/?(?:{_NAMES})\]|\||e~\["  # [NAME], EXAONE's [|...|], MiniMax's [e~[
+_CLOSING = r"~!?b[\[\]]"  # MiniMax's ]~b] and ]~!b[
+_CONTROL = re.compile(rf"<\\*(?={_ANGLE})|\[\\*(?={_SQUARE})|\]\\*(?={_CLOSING})")
+_ESCAPED = re.compile(rf"<\\+(?={_ANGLE})|\[\\+(?={_SQUARE})|\]\\+(?={_CLOSING})")
 
 
 def escape(text: str) -> str:

@@ -8,28 +8,13 @@ from midb.prompts import PROMPT, TAGS, check_tags, escape, parse_pair, render_me
 from midb.schema import Pair
 
 CONTROL = [
-    *TAGS, "<|eot_id|>", "<|im_end|>", "<|im_start|>", "<|start_header_id|>", "<|end_of_text|>", "[INST]", "[/INST]", "<<SYS>>",
-    "<</SYS>>", "<s>", "</s>", "<bos>", "<eos>", "<end_of_turn>", "<start_of_turn>", "<turn|>", "<|turn>", "<｜end▁of▁sentence｜>",
-    "<think>", "</think>", "<tool_call>", "<tool_response>", "<unk>", "<pad>", "[TOOL_CALLS]", "[SEP]", "[gMASK]", "<0x0A>",
+    *TAGS, "<|eot_id|>", "<|im_end|>", "<|im_start|>", "<|start_header_id|>", "<|end_of_text|>", "[INST]", "[/INST]",
+    "<<SYS>>", "<</SYS>>", "<s>", "</s>", "<bos>", "<eos>", "<end_of_turn>", "<start_of_turn>", "<turn|>", "<|turn>",
+    "<｜end▁of▁sentence｜>", "<think>", "</think>", "<tool_call>", "<tool_response>", "<unk>", "<pad>", "[TOOL_CALLS]",
+    "[SEP]", "[gMASK]", "<0x0A>", "<EOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", "[|assistant|]", "[|endofturn|]", "<seed:eos>",
+    "<eoh>", "<eoa>", "<fim-prefix>", "]~b]", "[e~[", "]~!b[",
 ]  # fmt: skip
-PIECES = [
-    *CONTROL,
-    "<",
-    "|",
-    ">",
-    "\\",
-    "[",
-    "]",
-    "/",
-    "<\\|",
-    "<\\\\|im_end|>",
-    "\n",
-    "\r\n",
-    " ",
-    "é",
-    "text",
-    PROMPT,
-]
+PIECES = [*CONTROL, *"<|>\\[]/~!b", "<\\|", "<\\\\|im_end|>", "\n", "\r\n", " ", "é", "text", PROMPT]
 
 hostile = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), max_size=12).map("".join)
 
