@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -147,6 +148,49 @@ def test_a_reader_who_stops_keeps_what_came(tmp_path):
     assert len(memory.generate(rows(100))) == 100
 
 
+def test_the_answer_that_is_kept_is_the_one_that_is_given(tmp_path):
+    def model(messages):
+        answer = next(answers)
+        if answer == "late":
+            memory.generate([messages])  # as another process would, meanwhile
+        return answer
+
+    answers = iter(["late", "early"])
+    memory = Journal(FunctionGenerator(model, name="model"), tmp_path / "a.journal")
+    for _ in range(2):
+        assert memory.generate(chats("a")) == [Completion("early")]
+
+
+def test_half_a_surrogate_pair_is_kept_as_what_comes_back(tmp_path):
+    memory = Journal(FunctionGenerator(lambda messages: "a\ud83d", name="model"), tmp_path / "a.journal")
+    assert memory.generate(chats("a")) == memory.generate(chats("a")) == [Completion("a\ufffd")]
+
+
+@pytest.mark.parametrize("concurrency", [4, 64])
+def test_a_rerun_asks_only_the_rows_that_the_server_never_answers_and_ends(tmp_path, concurrency, monkeypatch):
+    monkeypatch.setattr("midb.generators.openai.LONGEST_BACKOFF", 0.01)
+    sick = [f"[[{fault}]] {number}" for fault in ("500", "null") for number in range(10)]
+    with FakeOpenAI() as server:
+        generator = OpenAIGenerator("tiny", base_url=server.url, concurrency=concurrency, max_retries=2)
+        memory = Journal(generator, tmp_path / "a.journal")
+        first = memory.generate(rows(90) + chats(*sick))
+        assert [completion.error is None for completion in first] == [True] * 90 + [False] * 20
+        for _ in range(2):
+            server.get("reset")
+            assert memory.generate(rows(90) + chats(*sick)) == first
+            assert server.get("asked").keys() - {"Hi"} == set(sick)
+
+
+def test_a_row_that_is_refused_fails_alone_in_every_run(tmp_path):
+    with FakeOpenAI() as server:
+        memory = Journal(OpenAIGenerator("tiny", base_url=server.url, concurrency=4), tmp_path / "a.journal")
+        for _ in range(3):
+            completions = memory.generate([*chats("[[403]]"), *rows(50)])
+            assert completions[0].error.startswith("http_403: ")
+            assert all(completion.error is None for completion in completions[1:])
+        assert server.get("asked")["[[403]]"][0] == 3
+
+
 def other_database(path):
     with sqlite3.connect(path) as database:
         database.execute("CREATE TABLE somebody_elses (x)")
@@ -270,6 +314,18 @@ def test_two_processes_share_one_file(tmp_path):
     assert shared_by(2, tmp_path / "a.journal", count=300, step=3) == ["", ""]
     assert {text.rpartition(" ")[0] for text in kept(tmp_path / "a.journal")} == {f"row {n}" for n in range(300)}
     assert len(kept(tmp_path / "a.journal")) == 300
+
+
+def test_whoever_opens_a_new_file_at_the_same_moment_waits(tmp_path):
+    together = threading.Barrier(4)
+
+    def first(number):
+        together.wait()
+        return Journal(Plain(), tmp_path / f"{number}.journal").generate(chats("a"))
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(150):
+            assert list(pool.map(first, [number] * 4)) == [[Completion("a")]] * 4
 
 
 @pytest.mark.slow

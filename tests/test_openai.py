@@ -5,7 +5,9 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from email.utils import formatdate
 
@@ -145,12 +147,69 @@ def test_an_answer_of_an_odd_shape_is_an_answer(server, shape, text, finish_reas
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 404, 405])
-def test_what_all_requests_would_get_is_raised_at_once(server, status):
-    generator = ask(server, concurrency=2, api_key=KEY)
+def test_what_all_requests_get_is_raised_at_once(server, status):
+    server.get(f"fault/{status}")
     with pytest.raises(GenerationError, match=rf"http_{status}.*; check") as raised:
-        generator.generate(chats(*[f"[[{status}]]"] * 50))
-    assert server.get("stats")["requests"] <= 4
+        ask(server, concurrency=2, api_key=KEY).generate(rows(50))
+    assert server.get("stats")["requests"] <= 2 + 1  # the window and the canary
     assert KEY not in str(raised.value)
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 405])
+@pytest.mark.parametrize("place", [0, 30, 59])
+def test_what_one_row_gets_is_that_rows_failure(server, status, place):
+    sick = f"[[{status}]]"
+    texts = [f"row {number}" for number in range(60)]
+    texts[place] = sick
+    completions = ask(server, concurrency=4).generate(chats(*texts))
+    failed = {number: each.error.partition(":")[0] for number, each in enumerate(completions) if each.error}
+    assert failed == {place: f"http_{status}"}
+    [again] = ask(server).generate(chats(sick))
+    assert again.error.startswith(f"http_{status}: ")
+    assert server.get("asked")[sick][0] == 2  # once a run: a refusal is not retried
+
+
+def test_the_canary_is_one_tiny_request_of_the_same_model(server):
+    ask(server, extra_body={"top_k": 5}, sampling=Sampling(temperature=0.5, logprobs=2)).generate(chats("[[403]]"))
+    stats = server.get("stats")
+    assert stats["requests"] == 2
+    assert stats["last"] == {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 1,
+        "temperature": 0.5,
+        "top_p": 1.0,
+        "top_k": 5,
+    }
+
+
+@pytest.mark.parametrize("fault", ["403", "500"])
+def test_rows_that_all_fail_before_a_server_that_lives_are_failed_rows_at_the_price_of_few_canaries(
+    server, fault, monkeypatch
+):
+    monkeypatch.setattr("midb.generators.openai.LONGEST_BACKOFF", 0.01)
+    texts = [f"[[{fault}]] {number}" for number in range(100)]
+    completions = ask(server, concurrency=4, max_retries=1).generate(chats(*texts))
+    assert {completion.error.partition(":")[0] for completion in completions} == {f"http_{fault}"}
+    assert 1 <= server.get("asked")["Hi"][0] <= 1 + 100 / 8
+
+
+@pytest.mark.parametrize("fault", ["null", "broken"])
+def test_a_server_that_answers_nonsense_is_not_dead(server, fault, monkeypatch):
+    monkeypatch.setattr("midb.generators.openai.LONGEST_BACKOFF", 0.01)
+    completions = ask(server, concurrency=4).generate(chats(*(f"[[{fault}]] {number}" for number in range(40))))
+    assert all(completion.error for completion in completions)
+    assert "Hi" not in server.get("asked")
+
+
+def test_a_key_that_expires_midway_raises_after_all_that_was_answered_came_out(server):
+    server.get("fault/401-after-50")
+    finished, answered = ask(server, concurrency=4).stream(rows(500)), 0
+    with pytest.raises(GenerationError, match=r"refused \(http_401.*; check"):
+        answered += sum(completion.error is None for _, completion in finished)
+    stats = server.get("stats")
+    assert stats["answered"] >= 50
+    assert stats["requests"] <= stats["answered"] + 8 + 4 + 1
 
 
 def test_a_server_that_is_not_there_is_an_error_and_not_failed_rows(monkeypatch):
@@ -171,6 +230,13 @@ def test_an_endpoint_that_dies_raises_after_all_that_was_answered_came_out(serve
     stats = server.get("stats")
     assert len(answered) == stats["answered"] >= 50
     assert stats["requests"] < 50 + 5 * 16 * 3
+
+
+def test_a_call_too_small_for_a_window_finds_a_dead_endpoint_too(server, monkeypatch):
+    monkeypatch.setattr("midb.generators.openai.LONGEST_BACKOFF", 0.01)
+    server.get("fault/503")
+    with pytest.raises(GenerationError, match=r"2 requests in a row got no answer .*http_503"):
+        ask(server, max_retries=1).generate(rows(2))
 
 
 def test_a_handful_of_rows_that_break_the_server_are_failed_rows(server, monkeypatch):
@@ -256,6 +322,13 @@ def _forked(generator):
     return generator.generate(rows(1))[0].text
 
 
+def test_threads_that_start_together_share_one_engine(server):
+    generator, together = ask(server), threading.Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+        engines = set(pool.map(lambda _: together.wait() >= 0 and generator._engine(), range(8)))
+    assert len(engines) == 1
+
+
 def test_only_fields_are_pickled(server):
     generator = ask(server, concurrency=3, api_key=KEY)
     generator.generate(rows(1))
@@ -272,9 +345,11 @@ def test_the_key_is_sent_and_shown_nowhere(server, monkeypatch):
         assert KEY not in repr(generator)
         [refused] = generator.generate(chats("[[400]]"))  # this server says the key in its message
         assert refused.error == "http_400: 400 for the key Bearer [key]"
+        server.get("fault/401")
         with pytest.raises(GenerationError) as raised:
-            generator.generate(chats("[[401]]"))
+            generator.generate(rows(1))
         assert KEY not in str(raised.value)
+        server.get("fault/none-after-1000000000")
     assert server.get("stats")["authorizations"] == [f"Bearer {KEY}", f"Bearer {KEY}-env"]
     monkeypatch.delenv("OPENAI_API_KEY")
     assert ask(server).generate(rows(1))[0].error is None  # a local server wants none
@@ -329,6 +404,12 @@ def test_no_json_is_too_strange_to_be_read(value):
             assert isinstance(said.prompt_tokens, int | None)
         else:
             assert said[0] in ("broken_reply", "empty_reply")
+
+
+@pytest.mark.parametrize("count", [True, -1, 2**63, 1.5, "7", None])
+def test_a_token_count_that_is_none_is_left_out(count):
+    reply = {"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": count, "completion_tokens": 2**62}}
+    assert _read(json.dumps(reply).encode()) == Completion("a", completion_tokens=2**62)
 
 
 @given(st.binary())

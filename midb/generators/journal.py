@@ -19,6 +19,7 @@ from midb.schema import Completion, Message
 
 APPLICATION_ID = int.from_bytes(b"midb")  # SQLite's own place to say whose file it is
 VERSION = 1
+BUSY = 60  # seconds to wait for another process
 LOOKUP = 500  # questions a SELECT looks up at once
 TABLE = """
 CREATE TABLE completions (
@@ -87,7 +88,7 @@ class Journal(FieldsOnly):
             for number, completion in stream(self.generator, questions, sampling) if questions else ():
                 if completion.error is None:
                     with self._explained():
-                        _store(database, missing[number], self.name, identity, completion)
+                        completion = _store(database, missing[number], self.name, identity, completion)
                 for position in positions[missing[number]]:
                     yield position, completion
 
@@ -97,7 +98,7 @@ class Journal(FieldsOnly):
             path = Path(self.path).expanduser()
             path.parent.mkdir(parents=True, exist_ok=True)
             # Autocommit: one small transaction per answer. An iterator may be closed in another thread than it ran in.
-            database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+            database = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
             try:
                 _prepare(database)
             except BaseException:
@@ -121,7 +122,7 @@ def _prepare(database: sqlite3.Connection) -> None:
     """Make the table in a new file; refuse a file that is not ours."""
     # NORMAL loses nothing when a process dies; only when the machine does may the last answers be asked again.
     database.execute("PRAGMA synchronous=NORMAL")
-    [mode] = database.execute("PRAGMA journal_mode=WAL").fetchone()
+    mode = _wal(database)
     if mode != "wal":
         raise OSError(f"this file system has no shared memory for SQLite (journal mode {mode!r})")
     database.execute("BEGIN IMMEDIATE")  # one process makes the table, and a file that is read-only is found out now
@@ -139,6 +140,18 @@ def _prepare(database: sqlite3.Connection) -> None:
     database.execute("COMMIT")
 
 
+def _wal(database: sqlite3.Connection) -> str:
+    """Switch to a write-ahead log, the one thing at which SQLite may refuse at once instead of waiting for another."""
+    deadline = time.monotonic() + BUSY
+    while True:
+        try:
+            return str(database.execute("PRAGMA journal_mode=WAL").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
 def _look_up(database: sqlite3.Connection, keys: list[bytes]) -> list[tuple[bytes, Completion]]:
     places = ",".join("?" * len(keys))
     rows = database.execute(f"SELECT key, {ANSWER} FROM completions WHERE key IN ({places})", keys).fetchall()
@@ -148,13 +161,15 @@ def _look_up(database: sqlite3.Connection, keys: list[bytes]) -> list[tuple[byte
     ]
 
 
-def _store(database: sqlite3.Connection, key: bytes, name: str, identity: str, completion: Completion) -> None:
+def _store(database: sqlite3.Connection, key: bytes, name: str, identity: str, completion: Completion) -> Completion:
+    """Keep an answer; return the one that is kept, as another process may have asked the same question meanwhile."""
     logprobs = None if completion.logprobs is None else json.dumps(completion.logprobs)
     answer = completion.text, completion.finish_reason, completion.prompt_tokens, completion.completion_tokens, logprobs
-    database.execute(  # OR IGNORE: another process may have asked the same question meanwhile, its answer stays
+    added = database.execute(
         f"INSERT OR IGNORE INTO completions (key, name, identity, created, {ANSWER}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (key, name, identity, int(time.time()), *answer),
     )
+    return completion if added.rowcount else _look_up(database, [key])[0][1]
 
 
 def _key(messages: list[Message], identity: str, sampling: Sampling | None) -> bytes:

@@ -17,22 +17,23 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from midb.errors import GenerationError, require_extra
 from midb.generators.base import FieldsOnly, Sampling, collect, fingerprint
 from midb.schema import Completion, Message
 
-REFUSED = {401, 402, 403, 404, 405}  # what one request gets here, all get
+REFUSED = {401, 402, 403, 404, 405}  # all requests get this, or a gateway did not like this one
 RETRIED = {408, 409, 429}  # and every 5xx
 BROKEN_TRIES = 3  # a sick server may heal; a model that always answers nothing will not
 LONGEST_BACKOFF = 8.0
 LONGEST_RETRY_AFTER = 120.0
-FEWEST_DEAD = 8  # a dead endpoint left so many requests in a row without an answer, and a whole window
+FEWEST_DEAD = 8  # so many requests in a row without an answer, and a whole window, may be the endpoint's fault
+CANARY: list[Message] = [{"role": "user", "content": "Hi"}]  # no row's fault if this gets no answer
 
 Finished = tuple[int, Completion]
 Queue = SimpleQueue[Finished | Exception | None]
@@ -72,9 +73,7 @@ class OpenAIGenerator(FieldsOnly):
         require_extra("aiohttp", "openai")
         url = urlsplit(self.base_url)
         if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or url.query or url.fragment:
-            raise ValueError(
-                "base_url is no plain http address; use one like http://localhost:8000/v1, a key is api_key"
-            )
+            raise ValueError("base_url is no plain http address; use one like http://localhost:8000/v1 (key: api_key)")
         if self.concurrency < 1 or self.timeout <= 0 or self.max_retries < 0:
             raise ValueError(f"{self} cannot run; use concurrency >= 1, timeout > 0 and max_retries >= 0")
 
@@ -93,7 +92,7 @@ class OpenAIGenerator(FieldsOnly):
         """Answer every prompt, in order. A request that failed for good is a `Completion` with `error`.
 
         Raises:
-            GenerationError: The server refuses everything, or nobody answers after all retries.
+            GenerationError: The server refuses or leaves unanswered even the smallest request.
         """
         return collect(self.stream(prompts, sampling), len(prompts))
 
@@ -113,12 +112,16 @@ class OpenAIGenerator(FieldsOnly):
 
     def _engine(self) -> "_Engine":
         """The engine of this process, built on first use: one that came along in a fork has lost its thread."""
-        engine: _Engine | None = self.__dict__.get("engine")
-        if engine is None or engine.process != os.getpid():
-            engine = _Engine(self)
-            self.__dict__["engine"] = engine  # beside the frozen fields, where cached_property keeps its value
-            weakref.finalize(self, engine.close)
-        return engine
+        with _building.setdefault(os.getpid(), threading.Lock()):
+            engine: _Engine | None = self.__dict__.get("engine")
+            if engine is None or engine.process != os.getpid():
+                engine = _Engine(self)
+                self.__dict__["engine"] = engine  # beside the frozen fields, where cached_property keeps its value
+                weakref.finalize(self, engine.close)
+            return engine
+
+
+_building: dict[int, threading.Lock] = {}  # one a process: a fork may inherit a lock that nobody is left to open
 
 
 class _Engine:
@@ -164,6 +167,19 @@ class _Engine:
 _left_behind: list[_Engine] = []
 
 
+class _Outcome(NamedTuple):
+    """What came of one request, and the wait that the server asks for."""
+
+    completion: Completion
+    status: int = 0  # 0: nobody answered
+    wait: float | None = None
+
+    @property
+    def lives(self) -> bool:
+        """Whether somebody looked at the request, be the reply good, odd or a refusal of what it says."""
+        return 0 < self.status < 500 and self.status not in REFUSED | RETRIED
+
+
 @dataclass
 class _Call:
     """One `stream()`: its window of requests, and whether the endpoint still lives. Runs in the engine's thread."""
@@ -175,6 +191,8 @@ class _Call:
     finished: Queue
     answered: int = 0
     unanswered_in_a_row: int = 0
+    doubt: asyncio.Lock = field(default_factory=asyncio.Lock)
+    dead: str = ""  # why
 
     async def run(self) -> None:
         pending = enumerate(self.prompts)
@@ -188,66 +206,76 @@ class _Call:
             self.finished.put(None)
 
     async def _work(self, pending: Iterator[tuple[int, list[Message]]]) -> None:
-        body = {"model": self.generator.model, **_on_the_wire(self.sampling), **self.generator.extra_body}
-        body = {name: value for name, value in body.items() if value is not None}
         for position, messages in pending:
             # Nobody reads? Then ask no more, or a caller who stops after three rows pays for all of them.
             while self.finished.qsize() > max(self.generator.concurrency, 64):
                 await asyncio.sleep(0.01)
-            self.finished.put((position, await self._ask(json.dumps({**body, "messages": messages}).encode())))
+            outcome = await self._ask(messages, self.sampling, self.generator.max_retries + 1)
+            if outcome.completion.error is None:
+                self.answered, self.unanswered_in_a_row = self.answered + 1, 0
+            elif not outcome.lives:
+                await self._count_unanswered(outcome.status)
+            self.finished.put((position, outcome.completion))
 
-    async def _ask(self, body: bytes) -> Completion:
+    async def _count_unanswered(self, status: int) -> None:
+        """A row got nothing after all its tries: its own fault, unless the canary gets nothing either."""
+        self.unanswered_in_a_row += 1
+        async with self.doubt:  # one canary at a time, and no further row before its news
+            window = min(self.generator.concurrency, len(self.prompts))
+            suspicious = max(FEWEST_DEAD, window) if self.answered else 1 if status in REFUSED else window
+            if self.unanswered_in_a_row >= suspicious and not self.dead:
+                await self._send_canary()
+        if self.dead:
+            raise GenerationError(self.dead)
+
+    async def _send_canary(self) -> None:
+        """Ask something that any healthy endpoint answers; that counts as an answer, so the next canary is far off."""
+        unanswered, answered = self.unanswered_in_a_row, self.answered
+        outcome = await self._ask(CANARY, replace(self.sampling, max_tokens=1, logprobs=None), 2)
+        error = outcome.completion.error
+        if outcome.lives or self.answered > answered:
+            self.answered, self.unanswered_in_a_row = self.answered + 1, 0
+        elif outcome.status in REFUSED:
+            self.dead = f"{self.engine.url} refused ({error}); check base_url, model and API key"
+        else:
+            self.dead = f"{unanswered} requests in a row got no answer from {self.engine.url} ({error}); "
+            self.dead += "see that the server runs and start again, what a journal keeps is not asked twice"
+
+    async def _ask(self, messages: list[Message], sampling: Sampling, most: int) -> _Outcome:
         """Try until there is an answer, a refusal for good, or no try left."""
+        body = {"model": self.generator.model, **_on_the_wire(sampling), **self.generator.extra_body}
+        body = {name: value for name, value in body.items() if value is not None} | {"messages": messages}
+        content = json.dumps(body).encode()
         tries, pause = 0, 0.25
         while True:
             answered_before = self.answered
-            completion, worth, wait = await self._try(body)
+            outcome = await self._try(content)
             tries += 1
-            if completion.error is None:
-                self.answered += 1
-                self.unanswered_in_a_row = 0
-                return completion
-            if tries >= worth:
-                if worth > 1:
-                    self._count_unanswered(completion.error)
-                return completion
+            worth = most if not outcome.lives else min(BROKEN_TRIES, most) if outcome.status == 200 else 1
+            if outcome.completion.error is None or tries >= worth or outcome.status in REFUSED:
+                return outcome
             pause = min(2 * pause, LONGEST_BACKOFF)
-            await asyncio.sleep(wait * random.uniform(1, 1.1) if wait else pause * random.uniform(0.5, 1))
-            if completion.error.startswith("http_429") and self.answered > answered_before:
+            wait = outcome.wait or pause * random.uniform(0.5, 0.9)
+            await asyncio.sleep(wait * random.uniform(1, 1.1))
+            if outcome.status == 429 and self.answered > answered_before:
                 tries -= 1  # others get through: the server is well, and our turn will come
 
-    async def _try(self, body: bytes) -> tuple[Completion, int, float | None]:
-        """Ask once: what came of it, how many tries such an outcome is worth, the wait that the server asks for."""
-        worth = self.generator.max_retries + 1
+    async def _try(self, content: bytes) -> _Outcome:
+        """Ask once."""
         try:
             async with asyncio.timeout(self.generator.timeout):
-                response = await self.engine.http.post(self.engine.url, content=body, headers=self.engine.headers)
+                response = await self.engine.http.post(self.engine.url, content=content, headers=self.engine.headers)
         except Exception as error:  # httpx2's errors, and aiohttp's own where the transport does not translate them
             cause = error
             while isinstance(cause.__cause__, Exception):
                 cause = cause.__cause__
             code = "timeout" if isinstance(cause, TimeoutError) else "connection"
-            return self._failed(code, str(cause) or type(cause).__name__), worth, None
+            return _Outcome(self._failed(code, str(cause) or type(cause).__name__))
         status, data = response.status_code, response.content
         if status == 200:
             reply = _read(data)
-            completion = reply if isinstance(reply, Completion) else self._failed(*reply)
-            return completion, min(BROKEN_TRIES, worth), None
-        completion = self._failed(f"http_{status}", _message(data))
-        if status in REFUSED:
-            raise GenerationError(f"{self.engine.url} refused ({completion.error}); check base_url, model and API key")
-        return completion, worth if status in RETRIED or status >= 500 else 1, _retry_after(response.headers)
-
-    def _count_unanswered(self, error: str) -> None:
-        """A request got nothing after all its tries; once nobody gets anything any more, the endpoint is dead."""
-        self.unanswered_in_a_row += 1
-        # A row can make a server say 500, so a handful of them is the rows' fault; no row makes it unreachable.
-        fewest = 1 if error.startswith("connection") else FEWEST_DEAD
-        if self.unanswered_in_a_row >= max(fewest, min(self.generator.concurrency, len(self.prompts))):
-            raise GenerationError(
-                f"{self.unanswered_in_a_row} requests in a row got no answer from {self.engine.url} ({error}); "
-                "see that the server runs and start again, what a journal keeps is not asked twice"
-            )
+            return _Outcome(reply if isinstance(reply, Completion) else self._failed(*reply), status)
+        return _Outcome(self._failed(f"http_{status}", _message(data)), status, _retry_after(response.headers))
 
     def _failed(self, code: str, detail: str) -> Completion:
         """Say it in one short line, without the key should the server have echoed it."""
@@ -283,7 +311,7 @@ def _read(data: bytes) -> Completion | tuple[str, str]:
         case _:
             return "broken_reply", _message(data)
     usage = reply["usage"] if isinstance(reply.get("usage"), dict) else {}
-    counts = {name: count for name, count in usage.items() if isinstance(count, int)}
+    counts = {name: count for name, count in usage.items() if type(count) is int and 0 <= count < 2**63}
     return Completion(
         # JSON can carry half a surrogate pair (an emoji cut at max_tokens), which neither Arrow nor SQLite can hold.
         text=text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),
