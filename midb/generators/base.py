@@ -83,26 +83,26 @@ def stream(
             )
         finished = enumerate(completions)
     for position, completion in finished:
-        if not isinstance(completion, Completion) or not isinstance(completion.text, str):
-            raise GenerationError(
-                f"{generator.name} answered {completion!r:.80}; a Generator must return Completions whose text is str"
-            )
-        yield (
-            position,
-            completion if _is_writable(completion.text) else replace(completion, text=_writable(completion.text)),
-        )
+        yield position, _writable(completion, generator.name)
 
 
-def _is_writable(text: str) -> bool:
-    try:
-        return text.isascii() or text.encode() is not None
-    except UnicodeEncodeError:
-        return False
-
-
-def _writable(text: str) -> str:
+def _writable(completion: Completion, name: str) -> Completion:
     """Half a surrogate pair (an emoji cut in two) becomes U+FFFD: neither Arrow nor SQLite can hold it."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if not isinstance(completion, Completion) or not isinstance(completion.text, str):
+        raise GenerationError(
+            f"{name} answered {completion!r:.80}; a Generator must return Completions whose text is str"
+        )
+    said = f"{completion.text}{completion.finish_reason}{completion.error}"
+    try:
+        if said.isascii() or said.encode():
+            return completion
+    except UnicodeEncodeError:
+        pass
+    text, reason, error = (
+        each and each.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        for each in (completion.text, completion.finish_reason, completion.error)
+    )
+    return replace(completion, text=text or "", finish_reason=reason or "", error=error)
 
 
 def collect(finished: Iterable[tuple[int, Completion]], count: int) -> list[Completion]:
