@@ -301,10 +301,11 @@ def _read_pairs(batch: Batch) -> list[Pair]:
         Pair(instruction, input_ or "", response)
         for instruction, input_, response in zip(batch["instruction"], inputs, batch["response"], strict=True)
     ]
-    if hollow := next((row for row, pair in enumerate(pairs) if not all(isinstance(text, str) for text in pair)), None):
-        raise ColumnError(
-            f"row {hollow} of a batch holds {pairs[hollow]!r:.80}, where text is needed; convert the dataset first: as_pairs(ds)"
-        )
+    for row, pair in enumerate(pairs):
+        if not all(isinstance(text, str) for text in pair):
+            raise ColumnError(
+                f"row {row} of a batch holds {pair!r:.80}, where text is needed; convert the dataset first: as_pairs(ds)"
+            )
     return pairs
 
 

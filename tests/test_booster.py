@@ -130,6 +130,16 @@ def test_text_that_holds_our_tags_moves_no_field():
     assert edits[0]["raw_response"] == hostile
 
 
+def test_the_batch_function_takes_plain_columns_and_refuses_what_is_no_text():
+    booster = Booster(generator=FunctionGenerator(improve))
+    batch = booster({"instruction": ["Perché?"], "input": [None], "response": ["Perché sì, è così."]})
+    assert batch["boost_status"] == ["boosted"]
+    assert batch["raw_input"] == [""]
+    for broken in ({"instruction": [None], "response": ["a"]}, {"instruction": ["a"]}):
+        with pytest.raises(ColumnError, match="as_pairs"):
+            booster(broken)
+
+
 def test_any_known_shape_is_boosted():
     chats = Dataset.from_dict(
         {
