@@ -1,6 +1,6 @@
 """How many rows a second the default guards judge on one core, beside two floors measured in the same run.
 
-    python benchmarks/guards_speed.py [--data DIR] [--rows 4000] [--repeats 5]
+    python benchmarks/guards_speed.py [--shared DIR] [--rows 4000] [--repeats 5]
 
 Rows are the published raw → revised edits (an equal share of each file, seeded). Floors: `iterate` only compares the
 three fields; `identify` only asks the language identifier once per row for the first 480 characters of the response.
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from guards_accuracy import STOP, load
+from guards_accuracy import SHARED, STOP, load
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from midb.guards import DEFAULT_GUARDS, check
@@ -39,13 +39,11 @@ def cpu() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument(
-        "--data", type=Path, default=os.environ.get("MIDB_SHARED") or Path(__file__).parents[2] / "shared/data"
-    )
+    parser.add_argument("--shared", type=Path, default=SHARED, help="the folder that holds data/")
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    good, _ = load(Path(arguments.data))
+    good, _ = load(arguments.shared)
     dice = random.Random(0)
     rows: list[Row] = [
         (code, *edit) for code, edits in good.items() for edit in dice.sample(edits, arguments.rows // len(good))

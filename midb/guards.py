@@ -9,7 +9,21 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from midb.identify import LATIN, MANY_LANGUAGES, glance, languages, letters, prose, scripts, together, twins, width
+from midb.identify import (
+    ISO_15924,
+    LATIN,
+    MANY_LANGUAGES,
+    SPACED,
+    glance,
+    languages,
+    letters,
+    prose,
+    scripts,
+    together,
+    twins,
+    width,
+)  # fmt: skip
+from midb.languages import BY_CODE
 from midb.schema import Completion, Pair
 
 Guard = Callable[[Pair, Pair, str | None, Completion], str | None]
@@ -51,7 +65,10 @@ def empty(raw: Pair, new: Pair, language: str | None, completion: Completion) ->
 
 
 def truncated(raw: Pair, new: Pair, language: str | None, completion: Completion) -> str | None:
-    """Refuse a text cut off: the engine says so, a code fence stays open, or the last sentence breaks off."""
+    """Refuse a text cut off: the engine says so, a code fence stays open, or its end is surely none.
+
+    Where the engine says nothing, 55 to 65 of 100 cuts are seen: a list item without a full stop may be whole.
+    """
     if completion.finish_reason == "length":
         return "truncated: token limit reached"
     before, after = raw.response, new.response
@@ -59,10 +76,7 @@ def truncated(raw: Pair, new: Pair, language: str | None, completion: Completion
         return None
     if after.count("```") % 2 and not before.count("```") % 2:
         return "truncated: a code fence stays open"
-    # What was appended to a whole text may be a headline or a signature.
-    if _ends_sentence(before) and (
-        _is_cut_from(after, before) or (_breaks_off(after) and not after.startswith(before))
-    ):
+    if _breaks_off(after, raw, new) and not _breaks_off(before, raw, new):
         return _reason("truncated", f"response ends in {after.rstrip()[-20:]}")
     return None
 
@@ -72,7 +86,7 @@ _TAG = re.compile(
     r"<\|[^|<>\n]{1,40}\|>|<｜[^｜<>\n]{1,40}｜>|</?(?:s|bos|eos|pad|unk|think|tool_call|instruction|input|response|output)>"
     r"|<\s?\|\s?(?:instruction|input|response)\b|\b(?:instruction|input|response)\s?\|\s?>|<(?:start|end)_of_turn>"
     r"|\[/?(?:INST|PAD|BOS|EOS|RESPONSE)\]|<</?SYS>>|\{(?:instruction|input|response|output)\}"
-    r"|^#{2,4} ?(?:Instruction|Input|Response)\b",
+    r"|^(?-i:### (?:Instruction|Input|Response):)",
     re.MULTILINE | re.IGNORECASE,
 )
 _PROMPTS = (
@@ -84,7 +98,7 @@ _PROMPTS = (
 )
 _BETTER = r"(?:improved|revised|rewritten|enhanced|updated|refined|polished|corrected|edited|boosted|optimized|better)"
 _LABEL = re.compile(
-    rf"[\s*#]*(?:{_BETTER} )?(?:instruction|input|response|output|assistant|user|human)\s*\**:\**", re.IGNORECASE
+    rf"[\s*#]*(?:(?:{_BETTER} )?(?:instruction|response)|{_BETTER} (?:input|output))\s*\**:\**", re.IGNORECASE
 )
 # A model that talks about the edit: "Sure! Here is the improved ...", "I have revised ...".
 _OPENER = re.compile(
@@ -107,8 +121,9 @@ def leftover(raw: Pair, new: Pair, language: str | None, completion: Completion)
             return _reason("leftover", f"{found[0]} in the {name}")
         if any(prompt in after and prompt not in before for prompt in _PROMPTS):
             return f"leftover: the boosting prompt in the {name}"
-        if name != "input" and ":" in after and _label(after) and not _label(before):
-            return _reason("leftover", f"{name} is labelled {_label(after)}")
+        label = _LABEL.match(after) if name != "input" else None
+        if label and not _LABEL.match(before):
+            return _reason("leftover", f"{name} is labelled {label[0]}")
         opener = _OPENER.search(after)
         # Asked to improve a text, an answer may begin so.
         asked = name == "response" and _ASKS_TO_IMPROVE.search(raw.instruction)
@@ -117,43 +132,50 @@ def leftover(raw: Pair, new: Pair, language: str | None, completion: Completion)
     return None
 
 
-def _label(text: str) -> str:
-    """A field's label at the beginning, or alone on the last line."""
-    found = _LABEL.match(text) or _LABEL.fullmatch(text.rstrip().rsplit("\n", 1)[-1])
-    return found[0] if found else ""
-
-
 # --- what must survive -----------------------------------------------------------------------------------------------
 
-_URL = re.compile(r"(?:(?:https?|ftp)://|www\.)([^\s<>\"'()\[\]{}，。、）」]{3,300})", re.IGNORECASE)
+# A URL ends where a script begins that writes no spaces, or hangs its particles on words: "https://a.com/pathです".
+_URL = re.compile(
+    r"(?:(?:https?|ftp)://|www\.)([^\s<>\"'()\[\]{}،؛؟«»।\u0e00-\u0eff\u2000-\U0010ffff]{3,300})", re.IGNORECASE
+)
+_URL_TAIL = re.compile(r"[\W_]+\Z")
 
 
 def lost_url(raw: Pair, new: Pair, language: str | None, completion: Completion) -> str | None:
     """Refuse when a URL of a field is nowhere in the new pair; its scheme and closing punctuation may change."""
     for name, before, _ in _changed(raw, new):
-        for url in _URL.findall(before):
-            url = url.removeprefix("www.").rstrip(".,;:!?*_`/")
+        for url in _URL.findall(before.replace("&amp;", "&")):
+            url = _URL_TAIL.sub("", url.removeprefix("www."))
             if not _kept(url, name, new):
                 return _reason("lost_url", url)
     return None
 
 
 # {name} {{name}} {first name} {0} {} ${name} %s %1$s %(name)s <name> [NAME]; not LaTeX (\frac{a}), HTML tags or
-# Alpaca's <noinput>.
+# Alpaca's <noinput>, nor List<String>.
 _PLACEHOLDER = re.compile(
     r"(?<![\\\w}^_])\$?\{\{?[ ]?(?:[^\W\d][\w. -]{0,40}|\d{0,2})[ ]?\}?\}|(?<![\w%])%(?:\([\w.-]{1,40}\)|\d\$)?[sd](?!\w)"
     r"|\[(?-i:[A-Z][A-Z_ ]{2,30})\]"
-    r"|<(?!/|no ?(?:in|out)put|(?:a|b|i|u|p|s|br|hr|h[1-6]|em|strong|code|pre|div|span|ul|ol|li|table|tr|td|th|html|head"
+    r"|(?<![A-Za-z0-9_])<(?!/|no ?(?:in|out)put|(?:a|b|i|u|p|s|br|hr|h[1-6]|em|strong|code|pre|div|span|ul|ol|li|table|tr|td|th|html|head"
     r"|body|title|img|form|input|button|script|style|link|meta|nav|main|header|footer|section|label|select|option)\b)"
     r"[^\W\d][\w -]{1,40}>",
     re.IGNORECASE,
 )
 
 
+_BLANK = re.compile(r"(?<![\w\]])\[[^\W\d][\w' .-]{1,30}\](?![(\[])")
+_INNER_SPACE = re.compile(r"(?<=[{<\[])\s+|\s+(?=[}>\]])")
+
+
 def lost_placeholder(raw: Pair, new: Pair, language: str | None, completion: Completion) -> str | None:
-    """Refuse when a placeholder of a field is gone from it."""
+    """Refuse when a placeholder of a field is gone from it.
+
+    A blank such as [Your name] only where a prompt loses it: experts fill in or reword every second one of a response.
+    $name and :name are not looked for: no expert edit holds one, so nothing says how they fare.
+    """
     for name, before, _ in _changed(raw, new):
-        for placeholder in _PLACEHOLDER.findall(before) if _may_hold_placeholder(before) else ():
+        found = _PLACEHOLDER.findall(before) if any(sign in before for sign in "{%<[") else []
+        for placeholder in found if name == "response" else found + _BLANK.findall(before):
             alone = placeholder == before.strip("`\"'. ")  # "<no input>" in any language: a blank, not a placeholder
             if not alone and not _kept(placeholder, name, new):
                 return _reason("lost_placeholder", placeholder)
@@ -177,7 +199,7 @@ def lost_code(raw: Pair, new: Pair, language: str | None, completion: Completion
         blocks, left = before.count("```") // 2, after.count("```") // 2
         if left < blocks:
             return f"lost_code: {left} of {blocks} blocks of code left in the {name}"
-        if len(_CODE_LINE.findall(before)) >= CODE_LINES and not _CODE_LINE.search(after) and not _kept_code(after):
+        if len(_CODE_LINE.findall(before)) >= CODE_LINES and not _CODE_LINE.search(after) and after.count("`") < 2:
             return f"lost_code: no line of code left in the {name}"
     return None
 
@@ -259,10 +281,12 @@ SCRIPT_NEW = 0.2  # more than this of a script (not Latin: names and code are La
 
 def script_drift(raw: Pair, new: Pair, language: str | None, completion: Completion) -> str | None:
     """Refuse a field that left the script of its source, or took in another one that the raw pair does not have."""
+    home = ISO_15924.get(BY_CODE[language].script) if language in BY_CODE else None
     for name, before, after in _changed(raw, new):
         now, old = scripts(prose(after)), scripts(before)
         total = now.sum()
-        if total < SCRIPT_LETTERS:
+        # An English text, or a number, that is now in the script of its declared language came home.
+        if total < SCRIPT_LETTERS or now.argmax() == home:
             continue
         enough = max(SCRIPT_LETTERS, SCRIPT_NEW * total)
         strange = np.where(old > 0, 0, now)
@@ -304,13 +328,13 @@ def wrong_language(raw: Pair, new: Pair, language: str | None, completion: Compl
         script = int(now.argmax())
         if script == int(old.argmax()) and script not in MANY_LANGUAGES:
             continue
-        if own and glance(text) in own:
+        if glance(text) in (own or twins(glance(source))):
             continue
         odds = languages(text)
         top = max(odds, key=odds.__getitem__)
         if odds[top] < SURE or top == "zxx" or together(odds, own) * TIMES >= odds[top]:
             continue
-        was = languages(source)
+        was = languages(source if own else prose("\n".join(raw)))  # more text, where no language is declared
         if was.get("zxx", 0.0) >= EXEMPT or (own and "en" not in own and was.get("en", 0.0) >= EXEMPT):
             continue
         may_be = own
@@ -350,33 +374,77 @@ def _visible(text: str) -> bool:
     return any(char.isprintable() and not char.isspace() for char in text)
 
 
-# The end of a sentence inside a line; "C.S. Lewis" and "1. item" end none.
-_SENTENCE_END = re.compile(r"(?<![.\s]\w)(?<!^\w)(?<!\d)[.!?؟।…][\"'”’»)]*\s+|[。！？]")
-_SENTENCES = 3  # who ended so many sentences ends the last one too; a headline or a chat line need not
+# The end of a sentence inside a line; "C.S. Lewis", "1. item" and "IV. item" end none.
+_SENTENCE_END = re.compile(
+    r"(?<![.\s]\w)(?<!^\w)(?<!^[IVX]{2})(?<!^[IVX]{3})(?<!\d)[.!?؟।…](?:[\"'“”’»)*]| »)*\s+|[。！？][”」』）]*\s*",
+    re.MULTILINE,
+)
 _BROKEN_TAIL = 12  # a shorter rest may be a name or a flourish ("Enjoy")
+_PARAGRAPHS = 2  # that many whole ones before a broken one: a title or a formula may follow a sentence
+_BROKEN_LINE = 4  # words: a shorter line may be an item of a list
+_USED = 5  # a word met so often inside sentences, never at the end of one, ends none: "of", "und"
+_OPEN = (*"()", *"[]", *"{}", *"（）", *"「」", *"『』", *"“”", *"«»")
+_BULLET = re.compile(r"\s*(?:([-*•+–—#|>])|\d{1,3}[.)、])")
+_BARE_BULLET = re.compile(r"\s*(?:[-*•+]|\d{1,2}[.)])[\s*\"(]*")
+_AROUND = ".,;:!?\"'()[]*_`«»“”‘’،؛؟…-"
 
 
 def _ends_sentence(text: str) -> bool:
-    return text.rstrip().rstrip("\"'”’»)*_").endswith((".", "!", "?", "؟", "।", "…", "。", "！", "？"))
+    return text.rstrip("\"'“”’»」』）)*_ \n").endswith((".", "!", "?", "؟", "।", "…", "。", "！", "？"))
 
 
-def _breaks_off(text: str) -> bool:
-    """Whether the last line, made of sentences, stops within one. Hashtags and quoted authors end without a full stop."""
-    text = text[-4_000:].rstrip()
-    line = text.rsplit("\n", 1)[-1]
-    if not line or not (line[-1].isalnum() or line[-1] in ",،、，("):
+def _breaks_off(text: str, raw: Pair, new: Pair) -> bool:
+    """Whether the text surely stops before its end. Tuned on the nine languages' edits: at most 1 in 1,000 is refused for it."""
+    text = text.rstrip()
+    *above, line = text.split("\n")
+    words = line.split()
+    if above and _BARE_BULLET.fullmatch(line):
+        return True
+    if not words or _ends_sentence(text) or words[-1].startswith("#"):
         return False
-    ends = [match.end() for match in _SENTENCE_END.finditer(line)]
-    if not ends or len(_SENTENCE_END.findall(text)) < _SENTENCES:
+    if any(line.rfind(opened) > line.rfind(closed) for opened, closed in zip(_OPEN[::2], _OPEN[1::2], strict=True)):
+        return True
+    if line[-1] in ",،、，":
+        return width(line) > 20  # "Sincerely,"
+    if not line[-1].isalnum() or "=" in line:
         return False
-    rest = line[ends[-1] :]
-    return width(rest) >= _BROKEN_TAIL and "#" not in rest and rest[0] not in "-–—*("
+    whole = _ends_sentence(raw.response)
+    # What was appended to a whole text may be a headline or a signature.
+    if whole and not text.startswith(raw.response) and _end_is_missing(above, line):
+        return True
+    if whole and raw.response.startswith(text) and raw.response[len(text)].isalnum():
+        return True
+    return len(words) >= _BROKEN_LINE and _ends_in_part(words[-1], text, whole, raw, new)
 
 
-def _is_cut_from(after: str, before: str) -> bool:
-    """Whether the new text is the beginning of the old one, up to the middle of a word."""
-    after = after.rstrip()
-    return bool(after) and before.startswith(after) and after[-1].isalnum() and before[len(after)].isalnum()
+def _end_is_missing(above: list[str], line: str) -> bool:
+    """Whether sentences before, in the line or in all lines of its kind, end as sentences do and the last does not."""
+    *_, end = (0, *(match.end() for match in _SENTENCE_END.finditer(line)))
+    rest = line[end:]  # an author, an aside and hashtags need no full stop
+    if width(rest) < _BROKEN_TAIL or (end and (rest[0] in "-–—*(" or "#" in rest)):
+        return False
+    like = [_ends_sentence(other) for other in above if other.strip() and _kind(other) == _kind(line)]
+    return end > 0 or (len(like) >= (1 if _kind(line) else _PARAGRAPHS) and all(like))
+
+
+def _kind(line: str) -> str:
+    """The mark of a list's line, "1" for any number, nothing for plain text."""
+    bullet = _BULLET.match(line)
+    return (bullet[1] or "1") if bullet else ""
+
+
+def _ends_in_part(last: str, text: str, whole: bool, raw: Pair, new: Pair) -> bool:
+    """Whether the last word is the beginning of another one and no word itself, or one that ends no sentence."""
+    last, body = last.strip(_AROUND), "\n".join((*raw, new.instruction, new.input, text))
+    if not last or (len(last) == 1 and last.isupper()):
+        return False
+    counts = scripts(last)
+    if 0 < counts.sum() == counts[SPACED].sum() and (len(last) > 1 or whole):
+        last, known = last.casefold(), [word.strip(_AROUND) for word in body.casefold().split()]
+        if known.count(last) == 1 and any(word.startswith(last) and len(word) > len(last) + 1 for word in known):
+            return True
+    uses = re.findall(rf"(?<!\w){re.escape(last)}(?!\w)([^\S\n]\w)?", body[: -len(last)], re.IGNORECASE)
+    return last[-1].isalpha() and len(uses) >= _USED and all(uses)
 
 
 def _squeeze(text: str) -> str:
@@ -384,17 +452,10 @@ def _squeeze(text: str) -> str:
     return _NOT_WORD.sub("", text).casefold()
 
 
-def _may_hold_placeholder(text: str) -> bool:
-    return any(sign in text for sign in "{%<[")
-
-
 def _kept(piece: str, name: str, new: Pair) -> bool:
     """Whether what a response held is still in the response, or what a prompt held still in the prompt."""
-    return piece in (new.response if name == "response" else f"{new.instruction}\n{new.input}")
-
-
-def _kept_code(text: str) -> bool:
-    return "```" in text or text.count("`") >= 2
+    text = new.response if name == "response" else f"{new.instruction}\n{new.input}"
+    return piece in text or _INNER_SPACE.sub("", piece) in _INNER_SPACE.sub("", text.replace("&amp;", "&"))
 
 
 _DIGITS = re.compile(r"\d+")

@@ -28,6 +28,8 @@ _BLOCKS = [
 _SCRIPTS = np.repeat(
     np.array([script for _, script in _BLOCKS], dtype=np.uint8), np.diff([*(start for start, _ in _BLOCKS), 0x32001])
 )
+SPACED = [LATIN, GREEK, CYRILLIC, ARABIC]  # written with spaces between words; Korean hangs its particles on them
+ISO_15924 = {"Latn": LATIN, "Grek": GREEK, "Cyrl": CYRILLIC, "Arab": ARABIC, "Jpan": CJK, "Kore": HANGUL, "Thai": 20}
 MANY_LANGUAGES = {LATIN, CYRILLIC, ARABIC, HEBREW, DEVANAGARI, BENGALI, ETHIOPIC, CJK, OTHER}
 
 # Languages that no identifier tells apart by a sentence: never blamed for one another.
