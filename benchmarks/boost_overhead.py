@@ -14,7 +14,6 @@ import asyncio
 import json
 import os
 import platform
-import random
 import statistics
 import sys
 import tempfile
@@ -36,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from fake_openai import FakeOpenAI
 
 RESULTS = Path(__file__).parent / "results" / "boost_overhead.json"
+SAMPLE = Path(__file__).parents[1] / "examples/quickstart/sample.jsonl"
 SERVERS: dict[str, dict[str, Any]] = {
     "no latency": {},
     "100 ms": {"latency": 0.1},
@@ -44,19 +44,22 @@ SERVERS: dict[str, dict[str, Any]] = {
 
 
 def pairs(rows: int) -> datasets.Dataset:
-    """About 450 characters a pair in four scripts, as in the published files; no two alike."""
-    dice, alphabets = random.Random(0), ["abcdefghiklmnoprstuvwyäéñ", "ابتثجحخدرزسشصطعغفقكلمنهوي", "กขคงจชซญดตถทนบปผพฟมยรลวสหอ", "的一是不了人我在有他这中大来上"]  # fmt: skip
+    """The quickstart's sample in 17 languages, over and over with another number: about 300 characters, no two alike."""
+    sample = [json.loads(line) for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
+    spoken: dict[str, str] = {}
+    for row in sample:
+        spoken[row["language"]] = f"{spoken.get(row['language'], '')} {row['response']}".strip()
 
-    def text(letters: str, words: int) -> str:
-        return " ".join("".join(dice.choices(letters, k=dice.randint(1, 9))) for _ in range(words))
+    def numbered(number: int) -> dict[str, str]:
+        row = sample[number % len(sample)]
+        response = f"{number}. {spoken[row['language']]}"
+        return {
+            **{name: row[name] for name in ("language", "input")},
+            "instruction": f"{row['instruction']} ({number})",
+            "response": response,
+        }
 
-    return datasets.Dataset.from_list(
-        [
-            {"instruction": text(letters, 12), "input": text(letters, 15 * (row % 2)), "response": text(letters, 55)}
-            for row in range(rows)
-            for letters in [alphabets[row % 4]]
-        ]
-    )
+    return datasets.Dataset.from_list([numbered(number) for number in range(rows)])
 
 
 async def window(requests: list[Any], concurrency: int, ask: Callable[[Any], Any]) -> list[str]:
