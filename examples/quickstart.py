@@ -36,12 +36,18 @@ edits = booster.map(dataset)
 edits.to_json(HERE / "boosted.jsonl", force_ascii=False)
 
 console = Console()
-table = Table("row", "planted defect", "before", "what the model said", "became", title="Side by side", show_lines=True)
+console.print(
+    "\nWhat this shows is the mechanics, not quality: the 135M English model has never seen the booster's format, mostly "
+    "answers the task or babbles, and cannot write other languages at all. So the guards refuse nearly all of its text, "
+    "and a refused row keeps its raw pair. Tuned boosters start at billions of parameters.\n"
+)
+table = Table("row", "planted defect", "before", "what the model said", "status", title="Some rows", show_lines=True)
 settled = [row for row in edits if row["boost_status"] != "rejected"]
-for row in settled + [row for row in edits if row["boost_status"] == "rejected" and row["id"].endswith("-1")]:
-    said = row["response"] if row["boost_status"] == "boosted" else row["boost_reply"]
+refused = [row for row in edits if row["boost_status"] == "rejected" and row["id"] in ("en-1", "es-1", "ja-1", "ar-1")]
+for row in settled + refused:
+    said = row["boost_reply"] or row["response"]
     cells = (row["id"], row["defect"], row["raw_response"], said[:160], f"{row['boost_status']} {row['boost_reason']}")
-    table.add_row(*map(Text, cells))  # Text: a dataset's square brackets are no markup
+    table.add_row(*(Text(cell, overflow="fold") for cell in cells))  # Text: square brackets in data are no markup
 console.print(table)
 
 table = Table("language", "boosted", "unchanged", "rejected", "failed", title="What became of the rows")
@@ -50,9 +56,5 @@ for language in dict.fromkeys(edits["language"]):
     table.add_row(language, *(str(counts[language, column.header] or "") for column in table.columns[1:]))
 console.print(table)
 console.print(
-    "This shows the mechanics, not quality. The 135M English model was never trained on the booster's format and hardly "
-    "writes other languages: it answers the task, copies or babbles. The parser and the guards refuse that, and every "
-    "refused row keeps its raw pair: no row is lost or made worse. Where one says boosted here, read it with doubt. "
-    "Useful boosters have billions of parameters and were trained for this; "
-    f"change the generator above.\nWritten: {HERE / 'boosted.jsonl'} and, so that a rerun is free, its journal."
+    "For a real model change the generator in examples/quickstart.py. Written: quickstart/boosted.jsonl, beside it."
 )

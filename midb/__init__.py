@@ -42,6 +42,8 @@ __all__ = list(_ROOMS)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("midb")
     if name not in _ROOMS:
         raise AttributeError(f"module 'midb' has no attribute {name!r}; it has {', '.join(_ROOMS)}")
     return getattr(import_module(_ROOMS[name]), name)

@@ -88,6 +88,10 @@ class Booster:
     def __post_init__(self) -> None:
         if self.fields not in ("all", "response"):
             raise ValueError(f"fields={self.fields!r} is not a choice; use 'all' or 'response'")
+        if not isinstance(self.guards, tuple) or not all(map(callable, self.guards)):
+            raise ValueError(
+                f"guards={self.guards!r:.80} is no tuple of functions; write guards=(*DEFAULT_GUARDS, my_guard)"
+            )
         check_tags(self.tags)
         if self.language is not None:
             language_code(self.language)
@@ -143,8 +147,11 @@ class Booster:
         from datasets import Dataset
 
         if isinstance(dataset, dict):
-            for split in dataset.values():  # a later split's fault is told before an earlier one is paid for
-                _checked(split)
+            for name, split in dataset.items():  # a later split's fault is told before an earlier one is paid for
+                try:
+                    _checked(split)
+                except ColumnError as error:
+                    raise ColumnError(f"split {name!r}: {error}") from error
             return type(dataset)(
                 {name: self.map(split, batch_size=batch_size, **map_arguments) for name, split in dataset.items()}
             )
@@ -216,7 +223,7 @@ class Summary:
 
         return (
             f"{self.rows:,} rows: {self.boosted:,} boosted, {self.unchanged:,} unchanged, {by_reason(self.rejected)} rejected, "
-            f"{by_reason(self.failed)} failed; {self.prompt_tokens:,} prompt and {self.completion_tokens:,} completion tokens"
+            f"{by_reason(self.failed)} failed; {self.prompt_tokens:,} prompt and {self.completion_tokens:,} completion tokens, remembered answers included"
         )
 
 
@@ -268,10 +275,16 @@ def summarize(edits: Any) -> Summary:
 
 def _checked(split: Any) -> Any:
     """The split as pairs of plain Python text; refused where a boost would fail, or overwrite what another one said."""
+    from datasets import Dataset, IterableDataset
+
+    if not isinstance(split, Dataset | IterableDataset):
+        raise TypeError(f"a {type(split).__name__} is no dataset; make it one first, e.g. Dataset.from_pandas(frame)")
     names = column_names(split)
     if taken := [name for name in (*RAW, *PROVENANCE) if name in names]:
         raise ColumnError(
-            f"the dataset has the columns {taken}, so it holds edits already; to boost those again: booster.map(as_pairs(edits))"
+            f"the dataset has the columns {taken}, which a boost writes; rename them, or, if these are edits, say which side "
+            "to boost: booster.map(as_pairs(edits)), or the raw one with as_pairs(edits, columns={'instruction': "
+            "'raw_instruction', 'input': 'raw_input', 'response': 'raw_response'})"
         )
     pairs = without_format(as_pairs(split))
     if "language" in names and pairs.features is not None:

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,8 +30,10 @@ from midb.schema import as_edits, as_pairs
 
 app = typer.Typer(
     help="Boost multilingual instruction data: rewrite the bad rows of a dataset with a tuned LLM.",
+    epilog="Exit codes: 0 done, 1 an error, 2 wrong usage, 3 done but rows failed, 4 the engine gave up, 130 interrupted.",
     no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
 )  # fmt: skip
+_KEY = "OPENAI_API_KEY"
 _NOBODY = FunctionGenerator(lambda messages: "", name="nobody")  # for a booster that only shows what it would send
 
 Source = Annotated[
@@ -39,7 +42,9 @@ Source = Annotated[
 ]
 Config = Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")]
 Split = Annotated[str | None, typer.Option(help="Split to take; all of them when left out.")]
-Columns = Annotated[str | None, typer.Option(help="Which column is which: instruction=question,response=answer.")]
+Columns = Annotated[
+    str | None, typer.Option(help="Which column is which: instruction=question,response=answer,language=lang.")
+]
 Out = Annotated[str, typer.Option(help="A json, jsonl, csv or parquet file, a folder, or hf://datasets/owner/name.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first rows.")]
 Fields = Annotated[Literal["all", "response"], typer.Option(help="'response' keeps instruction and input as they are.")]
@@ -59,10 +64,34 @@ def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
             _stop("interrupted", 130)
         except GenerationError as error:
             _stop(str(error), 4)
+        except BrokenPipeError:  # `midb ... | head`: the reader has what it wanted
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except ColumnError as error:
+            hint = (
+                "\nOn the command line: --columns instruction=question,response=answer"
+                if "columns=" in str(error)
+                else ""
+            )
+            _stop(f"{error}{hint}", 1)
         except (MidbError, DatasetsError, ValueError, OSError) as error:
             _stop(str(error), 1)
 
     return wrapped
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(version("midb"))
+        raise typer.Exit
+
+
+@app.callback()
+def _midb(
+    show: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What stands before the command."""
 
 
 @app.command()
@@ -79,7 +108,7 @@ def boost(
             help="An OpenAI-compatible server, such as http://localhost:8000/v1; the key is read from the environment."
         ),
     ] = None,
-    api_key_env: Annotated[str, typer.Option(help="The environment variable that holds the key.")] = "OPENAI_API_KEY",
+    api_key_env: Annotated[str, typer.Option(help="The environment variable that holds the key.")] = _KEY,
     config: Config = None,
     split: Split = None,
     columns: Columns = None,
@@ -87,6 +116,7 @@ def boost(
     fields: Fields = "all",
     prompt: Prompt = PROMPT,
     limit: Limit = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds a request may take, with --base-url.")] = 600,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight, with --base-url.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per forward pass, without --base-url.")] = 8,
     max_tokens: Annotated[int, typer.Option(min=1, help="New tokens per row at most.")] = 2048,
@@ -116,7 +146,11 @@ def boost(
     generator: Generator
     if base_url is not None:
         key = os.environ.get(api_key_env)
-        generator = OpenAIGenerator(model, base_url=base_url, api_key=key, concurrency=concurrency, sampling=sampling)
+        if key is None and api_key_env != _KEY:
+            raise typer.BadParameter(f"--api-key-env {api_key_env}: there is no such environment variable")
+        generator = OpenAIGenerator(
+            model, base_url=base_url, api_key=key, concurrency=concurrency, timeout=timeout, sampling=sampling
+        )
     else:
         base, adapter = resolve_adapter(model)
         generator = TransformersGenerator(base, adapter=adapter, batch_size=batch_size, sampling=sampling)
@@ -128,7 +162,10 @@ def boost(
     _report(splits)
     _console().print(f"written to {plain(out)}")
     if failed := sum(sum(summarize(each).failed.values()) for each in splits):
-        _stop(f"{failed:,} rows failed and keep their raw text; run the same command again to ask only for those", 3)
+        _stop(
+            f"{failed:,} rows failed and keep their raw text (boost_reason says why); the same command asks again for those alone",
+            3,
+        )
 
 
 @app.command()

@@ -32,7 +32,10 @@ def read_dataset(source: str, config: str | None = None, split: str | None = Non
         ColumnError: The file is broken, holds no rows, or has no such split.
         FileNotFoundError: There is no such place.
     """
-    dataset = _load(source, config)
+    try:
+        dataset = _load(source, config)
+    except UnicodeDecodeError as error:
+        raise ColumnError(f"{source} is not UTF-8 ({error}); convert it first, e.g. with iconv") from error
     if not isinstance(dataset, dict):
         return dataset
     if split is not None:

@@ -47,7 +47,11 @@ def check(
     if new is None:
         return "truncated" if completion.finish_reason == "length" else "unparsed"
     for guard in guards:
-        reason = guard(raw, new, language, completion)
+        try:
+            reason = guard(raw, new, language, completion)
+        except Exception as error:
+            error.add_note(f"raised by {guard!r}, a guard, which is called with (raw, new, language, completion)")
+            raise
         if reason:
             return reason
     return None

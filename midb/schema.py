@@ -79,10 +79,11 @@ def as_pairs(dataset: AnyDataset, *, columns: Mapping[str, str] | None = None) -
     Reads: alpaca (`instruction, input, output`), `instruction, response`, `prompt, completion` (text or messages),
     `inputs, targets`, chat `messages`, or the columns that `columns` names.
     Adds: `instruction, input, response` (text, never null) in place of what was read; `system` from chats (`""` without one).
-    Rows: n → n. Edits lose their `raw_` twins and provenance, and so can be boosted again.
+    Rows: n → n. Edits lose their `raw_` twins and provenance, and so can be boosted again; their raw side is
+    `as_pairs(edits, columns={"instruction": "raw_instruction", "input": "raw_input", "response": "raw_response"})`.
 
     Args:
-        columns: Our name → the dataset's name, for `instruction`, `response` and, where there is one, `input`.
+        columns: Our name → the dataset's name, for `instruction`, `response`, `input` and `language`.
 
     Raises:
         ColumnError: No known shape, a multi-turn chat, or a null or non-text value where text is needed.
@@ -177,12 +178,18 @@ def mapped(
 
 
 def _split_as_pairs(split: Any, columns: Mapping[str, str] | None) -> Any:
+    columns = dict(columns or {})
+    if unknown := set(columns) - {*PAIR, "language"}:
+        raise ColumnError(
+            f"columns= names {sorted(unknown)}; it takes {', '.join(PAIR)} and language, each with the dataset's own name"
+        )
+    if "language" in columns:
+        split = _renamed(split, {"language": columns.pop("language")})
     names = set(column_names(split))
-    if columns is not None:
-        if unknown := set(columns) - set(PAIR):
-            raise ColumnError(
-                f"columns= names {sorted(unknown)}; it takes {', '.join(PAIR)}, each with the dataset's own name"
-            )
+    if columns and set(columns.values()) <= set(RAW) <= names:  # the raw side of edits takes the place of the other
+        split = split.remove_columns([name for name in (*PAIR, *PROVENANCE) if name in names])
+        shape = dict(zip(PAIR, RAW, strict=True))
+    elif columns:
         shape = {ours: columns.get(ours, ours) for ours in PAIR if ours in columns or ours in names}
     elif set(RAW) <= names:
         split = split.remove_columns([name for name in (*RAW, *PROVENANCE) if name in names])

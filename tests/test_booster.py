@@ -251,7 +251,7 @@ def test_an_empty_dataset_and_an_empty_split_come_back_with_their_columns():
 def test_a_fault_in_a_later_split_is_told_before_an_earlier_one_is_paid_for():
     asked = []
     booster = Booster(generator=FunctionGenerator(lambda m: asked.append(1) or improve(m)))
-    with pytest.raises(ColumnError, match="known shapes"):
+    with pytest.raises(ColumnError, match=r"split 'test'.*known shapes"):
         booster.map(DatasetDict(train=dataset(2), test=Dataset.from_dict({"text": ["a"]})))
     assert asked == []
 
@@ -302,6 +302,24 @@ def test_a_guard_with_settings_is_part_of_the_identity():
         "too_long",
         "boosted",
     )
+
+
+def test_a_broken_guard_is_named():
+    with pytest.raises(ValueError, match="DEFAULT_GUARDS, my_guard"):
+        Booster(generator=FunctionGenerator(improve), guards=lambda raw, new: None)
+
+    def two_arguments(raw, new):
+        return None
+
+    with pytest.raises(TypeError) as error:
+        Booster(generator=FunctionGenerator(improve), guards=(two_arguments,)).map(dataset(1))
+    assert "two_arguments" in error.value.__notes__[0]
+    assert "(raw, new, language, completion)" in error.value.__notes__[0]
+
+
+def test_what_is_no_dataset_is_refused_with_the_way_out():
+    with pytest.raises(TypeError, match="from_pandas"):
+        Booster(generator=FunctionGenerator(improve)).map(dataset(1).to_pandas())
 
 
 def test_identity_follows_what_can_change_a_row():

@@ -241,8 +241,9 @@ def test_data_writes_the_published_edits_as_one_clean_file(tmp_path):
         (["in.jsonl", "--out", "missing/o.jsonl"], "there is no folder"),
         (["in.jsonl", "--out", "full"], "other things in it"),
         (["in.jsonl", "--out", "o.jsonl", "--columns", "instruction=nope"], "nope"),
-        (["odd.jsonl", "--out", "o.jsonl"], "known shapes"),
+        (["odd.jsonl", "--out", "o.jsonl"], "--columns instruction=question"),
         (["broken.jsonl", "--out", "o.jsonl"], "line 2: not JSON"),
+        (["latin.csv", "--out", "o.jsonl"], "latin.csv is not UTF-8"),
         (["empty.jsonl", "--out", "o.jsonl"], "holds no rows"),
         (["header.csv", "--out", "o.jsonl"], "holds no rows"),
         (["mixed.jsonl", "--out", "o.jsonl"], "do not agree"),
@@ -256,6 +257,7 @@ def test_a_mistake_is_told_before_anything_is_called(server, tmp_path, monkeypat
     jsonl(Path("odd.jsonl"), [{"text": "x"}])
     Path("odd.txt").write_text("x")
     Path("broken.jsonl").write_text('{"instruction": "a", "response": "b"}\n{"instruction": \n')
+    Path("latin.csv").write_bytes("instruction,response\n\xe9,\xe9\n".encode("latin-1"))
     Path("empty.jsonl").write_text("\n")
     Path("header.csv").write_text("instruction,response\n")
     jsonl(Path("mixed.jsonl"), [{"instruction": "a", "response": "b"}, {"instruction": "a", "response": {"c": 1}}])
@@ -271,7 +273,12 @@ def test_a_mistake_is_told_before_anything_is_called(server, tmp_path, monkeypat
 
 def test_wrong_usage_has_its_own_exit_code(tmp_path):
     source = jsonl(tmp_path / "in.jsonl")
-    for wrong in (["--columns", "instruction"], ["--fields", "nonsense"], ["--concurrency", "0"]):
+    for wrong in (
+        ["--base-url", "http://x/v1", "--api-key-env", "NO_SUCH_KEY"],
+        ["--columns", "instruction"],
+        ["--fields", "nonsense"],
+        ["--concurrency", "0"],
+    ):
         assert midb("boost", source, "--model", "m", "--out", tmp_path / "o.jsonl", *wrong).exit_code == 2
 
 

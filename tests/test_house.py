@@ -85,6 +85,7 @@ def test_the_door_holds_exactly_these_names():
     }  # fmt: skip
     for name in midb.__all__:
         assert getattr(midb, name).__name__ == name
+    assert midb.__version__ == tomllib.loads((HOUSE.parent / "pyproject.toml").read_text())["project"]["version"]
     with pytest.raises(AttributeError, match="no attribute 'Pipeline'"):
         _ = midb.Pipeline
 

@@ -56,6 +56,10 @@ def test_other_names_are_given_by_the_caller():
         as_pairs(dataset, columns={"instruction": "question", "response": "antwort"})
     with pytest.raises(ColumnError, match="takes instruction, input, response"):
         as_pairs(dataset, columns={"system": "question"})
+    alpaca = Dataset.from_dict({"instruction": ["i"], "output": ["o"], "lang": ["fr"]})
+    assert rows(as_pairs(alpaca, columns={"language": "lang"})) == [
+        {"instruction": "i", "input": "", "response": "o", "language": "fr"}
+    ]
 
 
 def test_a_dataset_dict_converts_split_by_split():
@@ -212,3 +216,14 @@ def test_edits_with_a_null_are_refused_like_any_other():
     edits = Dataset.from_dict({**PAIRS, **{name: ["x", "y"] for name in RAW}, "response": ["a", None]})
     with pytest.raises(ColumnError, match="row 1: response is null"):
         as_pairs(edits)
+
+
+def test_the_raw_side_of_edits_is_pairs_too():
+    edits = Dataset.from_dict(
+        {**PAIRS, "raw_instruction": ["a", "b"], "raw_input": [None, "c"], "raw_response": ["d", "e"]}
+    )
+    raw = as_pairs(edits, columns={"instruction": "raw_instruction", "input": "raw_input", "response": "raw_response"})
+    assert rows(raw) == [
+        {"instruction": "a", "input": "", "response": "d"},
+        {"instruction": "b", "input": "c", "response": "e"},
+    ]

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from midb.errors import require_extra
+
 ADAPTER_CONFIG = "adapter_config.json"
 
 # What can change a model's output. Optimizer states, logs and cards lie in the same folders and do not.
@@ -22,17 +24,18 @@ _WHOLE = 1 << 30  # bytes; up to here a file is hashed whole: every adapter, and
 _BLOCK, _BLOCKS = 1 << 16, 256
 
 
-def resolve_adapter(model_or_adapter: str | Path, revision: str | None = None) -> tuple[str, str | None]:
+def resolve_adapter(model_or_adapter: str | Path) -> tuple[str, str | None]:
     """Tell an adapter from a model: `(base model, adapter)`, or `(model, None)`.
 
     Args:
         model_or_adapter: A local folder or a Hub id.
-        revision: Of the Hub repository.
 
     Raises:
+        MissingExtraError: transformers is not installed.
         FileNotFoundError: It is neither a folder nor shaped like a Hub id.
         ValueError: The adapter does not name its base model.
     """
+    require_extra("transformers", "transformers")  # before the Hub is asked
     model_or_adapter = str(model_or_adapter)
     if is_local(model_or_adapter):
         config = Path(model_or_adapter, ADAPTER_CONFIG)
@@ -43,7 +46,7 @@ def resolve_adapter(model_or_adapter: str | Path, revision: str | None = None) -
         from huggingface_hub.errors import EntryNotFoundError
 
         try:
-            config = Path(hf_hub_download(model_or_adapter, ADAPTER_CONFIG, revision=revision))
+            config = Path(hf_hub_download(model_or_adapter, ADAPTER_CONFIG))
         except EntryNotFoundError:  # also offline, when no adapter of this name was ever downloaded
             return model_or_adapter, None
     base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
