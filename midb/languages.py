@@ -1,6 +1,7 @@
 """The 16 languages of MIDB as one table, and how a user's way of naming a language becomes a code.
 
-Any other ISO 639 code works everywhere too: the table is only what the guards know more about.
+Any other ISO 639 code works everywhere too. What the table adds: English names, the script that the guards expect, and
+the groups by which MIDB reports its results.
 """
 
 import re
