@@ -19,13 +19,14 @@ from rich.console import Console
 from rich.markup import escape as plain
 from rich.table import Table
 
-from midb.booster import Booster, summarize
+from midb.booster import Booster
 from midb.distance import filter_by_edit_distance
 from midb.errors import ColumnError, GenerationError, MidbError
 from midb.files import HUB, check_destination, check_fits, read_dataset, write_dataset
 from midb.generators import FunctionGenerator, Generator, Journal, OpenAIGenerator, Sampling, TransformersGenerator
 from midb.generators.weights import resolve_adapter
 from midb.prompts import PROMPT
+from midb.review import summarize
 from midb.schema import as_edits, as_pairs
 
 app = typer.Typer(

@@ -7,9 +7,9 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Value, disable_progress_bars, enable_progress_bars
 
 from midb import Booster, ColumnError, GenerationError, as_pairs
-from midb.booster import summarize
 from midb.generators import Completion, FunctionGenerator, Journal
 from midb.prompts import PROMPT, parse_pair, render_pair
+from midb.review import summarize
 from midb.schema import PAIR, PROVENANCE, RAW, Pair
 
 LONG = " Il cielo è blu perché la luce del sole viene diffusa dall'aria."

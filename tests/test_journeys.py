@@ -14,8 +14,8 @@ from fake_openai import FakeOpenAI
 from test_transformers import make_model
 
 from midb import Booster, release
-from midb.booster import summarize
 from midb.generators import Journal, OpenAIGenerator, Sampling, TransformersGenerator
+from midb.review import summarize
 
 FAULTS = ["429:0", "500", "hang", "reset", "broken", "empty", "null", "html", "400", "length", "ok"]
 
