@@ -207,9 +207,10 @@ class _Call:
 
     async def _work(self, pending: Iterator[tuple[int, list[Message]]]) -> None:
         for position, messages in pending:
-            # Nobody reads? Then ask no more, or a caller who stops after three rows pays for all of them.
-            while self.finished.qsize() > max(self.generator.concurrency, 64):
-                await asyncio.sleep(0.01)
+            # Nobody reads? Then ask no more: a caller who stops after three rows would pay for all of them, and one who
+            # is killed would lose what waits here, on its way to the journal. So it is a window at most.
+            while self.finished.qsize() > self.generator.concurrency:
+                await asyncio.sleep(0.002)
             outcome = await self._ask(messages, self.sampling, self.generator.max_retries + 1)
             if outcome.completion.error is None:
                 self.answered, self.unanswered_in_a_row = self.answered + 1, 0
