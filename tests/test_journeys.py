@@ -20,8 +20,8 @@ from midb.review import summarize
 FAULTS = ["429:0", "500", "hang", "reset", "broken", "empty", "null", "html", "400", "length", "ok"]
 
 
-# What one kill may lose of 32 in flight: those, as many answers waiting to be read, and the one being stored.
-UNDER_WAY = 2 * 32 + 1
+# What one kill may lose of 32 in flight: those, and as many answers that wait to be stored or are being stored.
+UNDER_WAY = 2 * 32
 
 
 def rows(n, word=""):

@@ -209,7 +209,7 @@ class _Call:
         for position, messages in pending:
             # Nobody reads? Then ask no more: a caller who stops after three rows would pay for all of them, and one who
             # is killed would lose what waits here, on its way to the journal. So it is a window at most.
-            while self.finished.qsize() > self.generator.concurrency:
+            while self.finished.qsize() >= self.generator.concurrency:
                 await asyncio.sleep(0.002)
             outcome = await self._ask(messages, self.sampling, self.generator.max_retries + 1)
             if outcome.completion.error is None:
