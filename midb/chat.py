@@ -14,14 +14,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import Any, Literal
 
 from jinja2 import TemplateError
 
 from midb.schema import Message
 
-Rendering = Literal["auto", "template", "llama3"]
+Rendering = Literal["auto", "template", "llama3", "plain"]
 
 _LLAMA3_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
@@ -40,7 +40,8 @@ class ChatFormat:
     Args:
         tokenizer: A tokenizer of `transformers`.
         rendering: `template` is the model's own chat template; `llama3` the published method's text for base models;
-            `auto` the first of the two that the tokenizer can.
+            `plain` one question and its answer as bare text, for base models that were trained with it;
+            `auto` the first of `template` and `llama3` that the tokenizer can.
         parity: Encode control tokens inside messages as control tokens, as the reference implementation does.
 
     Raises:
@@ -59,15 +60,18 @@ class ChatFormat:
             if not has_template and not has_llama3:
                 raise ValueError(
                     "the tokenizer has neither a chat template nor Llama 3's header tokens; "
-                    "use an instruct model, or set tokenizer.chat_template"
+                    "use an instruct model, set tokenizer.chat_template, or pass rendering='plain' for a base model that was "
+                    "trained with it"
                 )
             object.__setattr__(self, "rendering", "template" if has_template else "llama3")
         elif self.rendering == "template" and not has_template:
             raise ValueError("the tokenizer has no chat template; pass rendering='llama3' for a Llama 3 base model")
         elif self.rendering == "llama3" and not has_llama3:
             raise ValueError("the tokenizer has no Llama 3 header tokens; pass rendering='template'")
-        elif self.rendering not in ("template", "llama3"):
-            raise ValueError(f"rendering={self.rendering!r} is unknown; use 'auto', 'template' or 'llama3'")
+        elif self.rendering == "plain" and self.tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no end token to close an answer with; set tokenizer.eos_token")
+        elif self.rendering not in ("template", "llama3", "plain"):
+            raise ValueError(f"rendering={self.rendering!r} is unknown; use 'auto', 'template', 'llama3' or 'plain'")
 
     def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
         """The text of a chat, control tokens included.
@@ -77,10 +81,15 @@ class ChatFormat:
         Args:
             messages: The turns.
             answer: End with the header under which the model answers.
+
+        Raises:
+            ValueError: `plain` is asked to hold more than one question and its answer.
         """
         if self.rendering == "llama3":
             turns = [_llama3_header(message["role"]) + message["content"] + "<|eot_id|>" for message in messages]
             return "<|begin_of_text|>" + "".join(turns) + (_llama3_header("assistant") if answer else "")
+        if self.rendering == "plain":
+            return self._plain(messages, answer)
         try:
             return self._apply(list(messages), answer)
         except TemplateError:
@@ -110,10 +119,30 @@ class ChatFormat:
             ids += encode(piece)
         return ids
 
+    def encode_answer(self, text: str) -> list[int]:
+        """The token ids that a model should write after `encode(messages)` to answer `text`, its end token included.
+
+        Not the end of the rendered whole: what a template puts between its header and an answer (an empty thought, a
+        trimmed space) is not what the model is asked to write.
+
+        Raises:
+            ValueError: The tokenizer leaves no way to keep the text's control tokens apart, or has no token to end with.
+        """
+        # Llama 3's tokenizer begins no text with a space, so that the reference encodes each side by itself.
+        ids = self._ids(text) if self.rendering == "llama3" else self._inner(text)
+        if not self.parity and self._controls(ids):
+            cuts = [0, *(found.end(1) for found in self._control_start.finditer(text)), len(text)]
+            ids = [each for start, end in pairwise(cuts) for each in self._letters(text[start:end])]
+        return [*ids, self.end_id]
+
     def hash(self) -> str:
         """16 hex digits over everything that turns messages into text: part of a generator's identity."""
         probe = self.render([Message(role="user", content="user text")])
-        source = self._template if self.rendering == "template" else ""
+        source = ""
+        if self.rendering == "template":
+            source = self._template
+        elif self.rendering == "plain":  # the probe ends before the token that an answer ends with
+            source = self.tokenizer.eos_token
         return hashlib.sha256("\0".join([self.rendering, source, probe]).encode()).hexdigest()[:16]
 
     @cached_property
@@ -122,13 +151,31 @@ class ChatFormat:
 
         A base model's tokenizer often names an end of text, and not the end of turn that training taught.
         """
-        chat = [Message(role="user", content="user text"), Message(role="assistant", content="assistant text")]
-        after = self._ids(self.render(chat, answer=False).rpartition("assistant text")[2].lstrip())[:1]
         also = ["<|eom_id|>"] if self.rendering == "llama3" else []  # the reference stops there too
-        found = set(self._controls(after)) | {self._control[t] for t in also if t in self._control}
+        found = set(self._written_end) | {self._control[t] for t in also if t in self._control}
         if self.tokenizer.eos_token_id is not None:
             found.add(self.tokenizer.eos_token_id)
         return sorted(found)
+
+    @cached_property
+    def end_id(self) -> int:
+        """The one of `stop_ids` that an answer is trained to end with: the template's own, else the tokenizer's.
+
+        Raises:
+            ValueError: There is neither.
+        """
+        ends = [*self._written_end, self.tokenizer.eos_token_id]
+        if ends[0] is None:
+            raise ValueError("neither the chat template nor the tokenizer names an end token; set tokenizer.eos_token")
+        end: int = ends[0]
+        return end
+
+    @cached_property
+    def _written_end(self) -> list[int]:
+        """The control token that the rendering writes after an answer; none where it writes text or nothing."""
+        chat = [Message(role="user", content="user text"), Message(role="assistant", content="assistant text")]
+        after = self._ids(self.render(chat, answer=False).rpartition("assistant text")[2].lstrip())[:1]
+        return self._controls(after)
 
     @cached_property
     def _template(self) -> str:
@@ -169,6 +216,19 @@ class ChatFormat:
             messages, chat_template=self._template, tokenize=False, add_generation_prompt=answer
         )
         return text
+
+    def _plain(self, messages: Sequence[Message], answer: bool) -> str:
+        roles = [message["role"] for message in messages]
+        asked = len(roles) - roles[-1:].count("assistant")
+        if not asked or set(roles[:asked]) - {"system", "user"} or (answer and asked < len(roles)):
+            raise ValueError(
+                f"the turns are {roles}, and rendering='plain' holds one question (system and user text) and its answer; "
+                "use a model with a chat template for longer chats"
+            )
+        question = (self.tokenizer.bos_token or "") + "\n\n".join(message["content"] for message in messages[:asked])
+        if asked < len(roles):
+            return question + "\n\n" + messages[-1]["content"] + self.tokenizer.eos_token
+        return question + "\n\n" if answer else question
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)

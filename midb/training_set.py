@@ -1,0 +1,329 @@
+"""Edits → what a booster learns from: prompt and completion, then token ids with the prompt masked.
+
+The prompt is what a booster sends for the raw pair, the completion what it should answer: the new pair between tags.
+Knows texts and counts; not the model, the trainer or the recipe (`train.py`). Every row is counted before any is cut,
+so that the report says what a length limit costs, in rows and per language.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from midb.chat import ChatFormat
+from midb.errors import ColumnError
+from midb.prompts import PROMPT, TAGS, check_tags, render_messages, render_pair
+from midb.schema import PAIR, RAW, AnyDataset, Batch, Pair, as_edits, column_names, in_format_of, mapped, without_format
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+
+Overlong = Literal["leave_out", "cut", "refuse"]
+
+MASKED = -100  # the label that no loss sees: torch's and the trainers' own
+
+
+def as_training_set(
+    edits: AnyDataset, *, prompt: str = PROMPT, tags: tuple[str, str, str] = TAGS, parity: bool = False
+) -> AnyDataset:
+    """Write edits as chats to learn from: the conversational prompt-completion data that TRL's trainers take.
+
+    Reads: the pair columns and their `raw_` twins.
+    Adds: in their place `prompt` (one user message: what a booster sends for the raw pair) and `completion` (one
+    assistant message: the new pair between tags).
+    Rows: n → n.
+
+    Args:
+        edits: Stored or streamed, in splits or not.
+        prompt: The instruction above the pair; the booster must send the same.
+        tags: The instruction, input and response tag.
+        parity: No escaping, as the reference does.
+
+    Raises:
+        ColumnError: A text column is missing, null or not text, or a column already has one of the new names.
+        ValueError: Tags that text could forge.
+
+    Source: MIDB, assets/MEB_dataset_template.
+    """
+    check_tags(tags)
+    step = _AsChats(prompt, tags, parity)
+    if isinstance(edits, dict):  # DatasetDict and IterableDatasetDict
+        return type(edits)({name: _split_as_chats(split, step) for name, split in edits.items()})
+    return _split_as_chats(edits, step)
+
+
+def _split_as_chats(split: Any, step: "_AsChats") -> Any:
+    from datasets import List, Value
+
+    names = column_names(split)
+    if missing := [name for name in (*PAIR, *RAW) if name not in names]:
+        raise ColumnError(
+            f"no column {', '.join(missing)} (found: {', '.join(names)}); a booster learns from edits: boost the pairs "
+            "first, or bring the texts before and after a revision into this shape with midb.as_edits"
+        )
+    if taken := sorted({"prompt", "completion"} & set(names)):
+        raise ColumnError(f"the edits already have a column {', '.join(taken)}; remove or rename it first")
+    # Each column by its own name: this checks the texts, and takes no other column for one of them.
+    edits = as_edits(without_format(split), columns={name: name for name in (*PAIR, *RAW)})
+    chat = List({"role": Value("string"), "content": Value("string")})
+    return in_format_of(split, mapped(edits, step, {"prompt": chat, "completion": chat}, (*PAIR, *RAW)))
+
+
+@dataclass(frozen=True)
+class _AsChats:
+    """Batch function: edits as one question and its answer."""
+
+    prompt: str
+    tags: tuple[str, str, str]
+    parity: bool
+
+    def __call__(self, batch: Batch) -> Batch:
+        how: Any = {"tags": self.tags, "parity": self.parity}
+        before, after = (map(Pair, *(batch[name] for name in side)) for side in (RAW, PAIR))
+        return {
+            "prompt": [render_messages(pair, self.prompt, **how) for pair in before],
+            "completion": [[{"role": "assistant", "content": render_pair(pair, **how)}] for pair in after],
+        }
+
+
+@dataclass(frozen=True)
+class TokenizedSet:
+    """Rows as a trainer reads them, and what was counted on the way; `str()` is the report.
+
+    Args:
+        dataset: `input_ids` and `labels`: the ids, and the ids with the prompt's masked.
+        rows: As they came.
+        kept: To be trained on.
+        left_out: Longer than the limit, and not trained on.
+        cut: Longer than the limit, and trained on in part.
+        prompt_tokens: Read in an epoch.
+        completion_tokens: Trained in an epoch, end tokens included.
+        longest: Tokens of the longest row as it came, prompt and completion together.
+        languages: The same seven per language, where the rows have that column.
+        max_length: The limit, in tokens of prompt and completion together.
+        overlong_rows: The numbers of the first ten rows that are longer.
+        fingerprint: 16 hex digits over all ids and labels in order: the same data has the same on any machine.
+    """
+
+    dataset: "Dataset"
+    rows: int
+    kept: int
+    left_out: int
+    cut: int
+    prompt_tokens: int
+    completion_tokens: int
+    longest: int
+    languages: dict[str, dict[str, int]]
+    max_length: int
+    overlong_rows: tuple[int, ...]
+    fingerprint: str
+
+    def __str__(self) -> str:
+        """A table of the counts, a line on rows that are too long, and the fingerprint."""
+        names = ("rows", "kept", "left_out", "cut", "prompt_tokens", "completion_tokens", "longest")
+        table = [("language", *(name.replace("_", " ") for name in names))]
+        for language, counts in (*self.languages.items(), ("all", vars(self))):
+            table.append((language, *(f"{counts[name]:,}" for name in names)))
+        first, *others = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            line[0].ljust(first) + "".join(cell.rjust(width + 2) for cell, width in zip(line[1:], others, strict=True))
+            for line in table
+        ]
+        if over := self.left_out + self.cut:
+            rows = ", ".join(map(str, self.overlong_rows)) + (", …" if over > len(self.overlong_rows) else "")
+            lines.append(f"longer than {self.max_length:,} tokens: {over:,} (row {rows})")
+        return "\n".join([*lines, f"fingerprint {self.fingerprint}"])
+
+
+def tokenize(
+    rows: "Dataset", chat: ChatFormat, *, max_length: int = 4096, overlong: Overlong = "leave_out"
+) -> TokenizedSet:
+    """Encode what a booster reads and what it should write, and count before anything is cut.
+
+    Reads: `prompt` and `completion` (of `as_training_set`), `language` where there is one.
+    Adds: `input_ids` and `labels`, and nothing else stays.  Rows: n → n, less those left out.
+
+    Args:
+        rows: One stored split.
+        chat: The rendering that the booster will use.
+        max_length: Tokens of prompt and completion together.
+        overlong: What becomes of longer rows. `leave_out` trains without them; `cut` cuts both sides from the right as
+            the reference does, so that the completion has no end token; `refuse` raises.
+
+    Raises:
+        ColumnError: The rows are not of `as_training_set`.
+        TypeError: The rows are streamed, or several splits.
+        ValueError: Rows are too long and `overlong` is `refuse`; no row is left; an option is unknown.
+    """
+    import numpy as np
+    from datasets import Dataset, Features, List, Value
+
+    if overlong not in ("leave_out", "cut", "refuse"):
+        raise ValueError(f"overlong={overlong!r} is unknown; use 'leave_out', 'cut' or 'refuse'")
+    if not isinstance(rows, Dataset):
+        raise TypeError(f"rows are a {type(rows).__name__}; give one stored split, e.g. dataset['train']")
+    if missing := {"prompt", "completion"} - set(rows.column_names):
+        raise ColumnError(
+            f"no column {', '.join(sorted(missing))}; write the edits as chats first: as_training_set(edits)"
+        )
+    if not len(rows):
+        raise ValueError("there is no row to train on; look at what filtered the edits")
+    # Never from the cache, which does not see that this package or the tokenizer's library changed.
+    how: Any = {"batched": True, "load_from_cache_file": False}
+    ids, number = List(Value("int32")), Value("int64")
+    features = Features({"input_ids": ids, "prompt_tokens": number, "completion_tokens": number})
+    chats = without_format(rows).select_columns(["prompt", "completion"])
+    encoded = chats.map(
+        _Encode(chat),
+        with_indices=True,
+        features=features,
+        remove_columns=["prompt", "completion"],
+        desc="Encode",
+        **how,
+    )
+    counted = encoded.select_columns(["prompt_tokens", "completion_tokens"]).with_format("numpy")[:]
+    source, target = np.array(counted["prompt_tokens"]), np.array(counted["completion_tokens"])
+    length = source + target
+    over = np.flatnonzero(length > max_length)
+    if len(over) and overlong == "refuse":
+        raise ValueError(
+            f"{len(over):,} of {len(rows):,} rows are longer than max_length={max_length}, the longest has {length.max()} tokens; "
+            f"max_length={length.max()} holds all, overlong='leave_out' trains without them"
+        )
+    for row in over:
+        source[row], target[row] = (
+            infer_seqlen(int(source[row]), int(target[row]), max_length) if overlong == "cut" else (0, 0)
+        )
+    kept = target > 0  # also: a prompt with nothing left of its completion teaches nothing
+    if not kept.any():
+        raise ValueError(
+            f"none of {len(rows):,} rows fits max_length={max_length}, the shortest has {length.min()} tokens; "
+            "give a larger max_length"
+        )
+    selected = encoded if kept.all() else encoded.select(np.flatnonzero(kept))
+    dataset = selected.map(
+        _Label(max_length), features=Features({"input_ids": ids, "labels": ids}),
+        remove_columns=["prompt_tokens", "completion_tokens"], desc="Label", **how,
+    )  # fmt: skip
+
+    def count(which: "np.ndarray") -> dict[str, int]:
+        counts = {
+            "rows": which.sum(),
+            "kept": (which & kept).sum(),
+            "left_out": (which & ~kept).sum(),
+            "cut": (which & kept & (length > max_length)).sum(),
+            "prompt_tokens": source[which & kept].sum(),
+            "completion_tokens": target[which & kept].sum(),
+            "longest": length[which].max(),
+        }
+        return {name: int(value) for name, value in counts.items()}
+
+    return TokenizedSet(
+        dataset,
+        **count(np.ones(len(rows), bool)),
+        languages={language: count(which) for language, which in _by_language(rows)},
+        max_length=max_length,
+        overlong_rows=tuple(map(int, over[:10])),
+        fingerprint=_fingerprint(dataset),
+    )
+
+
+@dataclass(frozen=True)
+class _Encode:
+    """Batch function: chats as ids and their counts, nothing cut."""
+
+    chat: ChatFormat
+
+    def __call__(self, batch: Batch, rows: list[int]) -> Batch:
+        encoded: Batch = {"input_ids": [], "prompt_tokens": [], "completion_tokens": []}
+        for prompt, completion, row in zip(batch["prompt"], batch["completion"], rows, strict=True):
+            if [message["role"] for message in completion] != ["assistant"]:
+                raise ColumnError(f"row {row}: the completion is not one assistant message; use as_training_set(edits)")
+            source, target = self.chat.encode(prompt), self.chat.encode_answer(completion[0]["content"])
+            for name, value in zip(encoded, (source + target, len(source), len(target)), strict=True):
+                encoded[name].append(value)
+        return encoded
+
+
+@dataclass(frozen=True)
+class _Label:
+    """Batch function: labels, and both sides of a row that is too long cut from the right."""
+
+    max_length: int
+
+    def __call__(self, batch: Batch) -> Batch:
+        labelled: Batch = {"input_ids": [], "labels": []}
+        for ids, source, target in zip(
+            *(batch[n] for n in ("input_ids", "prompt_tokens", "completion_tokens")), strict=True
+        ):
+            kept = (source, target)
+            if source + target > self.max_length:
+                kept = infer_seqlen(source, target, self.max_length)
+            prompt, completion = ids[: kept[0]], ids[source : source + kept[1]]
+            labelled["input_ids"].append(prompt + completion)
+            labelled["labels"].append([MASKED] * len(prompt) + completion)
+        return labelled
+
+
+def infer_seqlen(source: int, target: int, cutoff: int) -> tuple[int, int]:
+    """Return how many tokens of a prompt and of its completion the reference keeps.
+
+    Source: LLaMA-Factory, with which MIDB was trained: a side below half the limit stays whole, else both give way.
+    """
+    if target * 2 < cutoff:
+        most = cutoff
+    elif source * 2 < cutoff:
+        most = cutoff - source
+    else:
+        most = int(cutoff * (target / (source + target)))
+    kept = min(most, target)
+    return min(max(cutoff - kept, 0), source), kept
+
+
+def show_tokens(input_ids: Sequence[int], labels: Sequence[int], tokenizer: Any) -> str:
+    """Write a row down token by token: place, id, whether it is trained, text.
+
+    Text stands in Python's quotes, part of a character as bytes: spaces show, and nothing commands a terminal.
+    """
+    lines = [
+        f"{place:6}  {number:7}  {'trained' if label != MASKED else '':7}  {_spelled(number, tokenizer)}"
+        for place, (number, label) in enumerate(zip(input_ids, labels, strict=True))
+    ]
+    trained = sum(label != MASKED for label in labels)
+    return "\n".join([f"{len(lines):,} tokens, {trained:,} of them trained", " place       id           text", *lines])
+
+
+def _spelled(number: int, tokenizer: Any) -> str:
+    text: str = tokenizer.decode([number], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    piece = str(tokenizer.convert_ids_to_tokens(number))
+    if "\N{REPLACEMENT CHARACTER}" in text and _BYTES.keys() >= set(piece):
+        return repr(bytes(_BYTES[each] for each in piece))
+    return repr(
+        piece.replace("▁", " ") if piece.startswith("▁") else text
+    )  # decoding takes SentencePiece's first space
+
+
+# How byte-level vocabularies write bytes, since GPT-2: printable ones as themselves, the others from U+0100 on.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_BYTES = {chr(byte): byte for byte in _PRINTABLE}
+_BYTES |= {chr(0x100 + at): byte for at, byte in enumerate(sorted({*range(0x100)} - {*_PRINTABLE}))}
+
+
+def _by_language(rows: "Dataset") -> "list[tuple[str, np.ndarray]]":
+    """Each language and which rows are of it, in order of appearance."""
+    if "language" not in rows.column_names:
+        return []
+    column = rows.select_columns("language").with_format("arrow")[:]["language"].combine_chunks()
+    codes = column.dictionary_encode(null_encoding="encode")
+    return [(str(name), codes.indices.to_numpy() == code) for code, name in enumerate(codes.dictionary.to_pylist())]
+
+
+def _fingerprint(dataset: "Dataset") -> str:
+    """Hash lengths, ids and labels, each as a stream of its own, so that no way of batching shows."""
+    streams = [hashlib.sha256() for _ in range(3)]
+    for table in dataset.with_format("arrow").iter(batch_size=1000):
+        ids, labels = (table[name].combine_chunks() for name in ("input_ids", "labels"))
+        for stream, values in zip(streams, (ids.value_lengths(), ids.flatten(), labels.flatten()), strict=True):
+            stream.update(values.to_numpy().astype("<i4").tobytes())
+    return hashlib.sha256(b"".join(stream.digest() for stream in streams)).hexdigest()[:16]
