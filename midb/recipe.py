@@ -1,0 +1,514 @@
+"""How a booster is trained, as one value: the published hyper-parameters, presets of them, and files that hold them.
+
+Knows numbers and names, and which of them can work together. Loads no model and no data: `train.py` does what a recipe
+says. A file may be written with our names or as a LLaMA-Factory training file, which is how the method was published.
+"""
+
+import difflib
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from midb.chat import Rendering
+from midb.errors import require_extra
+from midb.prompts import PROMPT
+
+Overlong = Literal["leave_out", "cut", "refuse"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraRecipe:
+    """Everything that decides which adapter comes out of a set of edits.
+
+        recipe = LoraRecipe.preset("midb-readme")
+        small = dataclasses.replace(recipe, model="meta-llama/Llama-3.2-3B", num_train_epochs=2)
+
+    The defaults are the set that MIDB's README prints ("MIDB README"), completed by what the software it was run with
+    does when told nothing ("LLaMA-Factory default"). "AAAI version" stands for secondary notes of the later paper, which
+    we could not check; "ours" for choices of this package.
+
+    Args:
+        model: Base model, a Hub id or a folder. MIDB README. (AAAI version: Llama-3.1-8B-Instruct; CoachLM: ChatGLM2-6B.)
+        r: Rank of the adapter. MIDB README, CoachLM.
+        lora_alpha: The adapter is scaled by lora_alpha / r, here 0.5. MIDB README, CoachLM.
+        lora_dropout: Share of the adapter's inputs set to zero, in [0, 1). LLaMA-Factory default.
+        target_modules: "all-linear" (every linear layer but the output), or names of modules. Inferred: the README's key
+            is misspelt and its names are ChatGLM's, so that only all linear layers can have been trained.
+        k: How many edits of each language to keep, those that changed the most; a float in (0, 1] is a share; None keeps
+            all. MIDB README: 720 of 2301. (AAAI version, CoachLM: 0.3.)
+        max_rows: Rows of each language at most, the first in file order after the distance filter; None has no limit.
+            LLaMA-Factory's `max_samples`, which counts per dataset entry: at an entry per language the two are the same.
+            MIDB README: 1000, which never bites at 720 edits a language.
+        learning_rate: Highest learning rate. MIDB README, CoachLM. (AAAI version: 4e-4.)
+        lr_scheduler_type: How it falls, a name of transformers. MIDB README, CoachLM.
+        warmup_ratio: Share of all steps over which it rises, in [0, 1]. MIDB README.
+        num_train_epochs: Passes over the edits. MIDB README. (AAAI version: 3; CoachLM: 7.)
+        max_steps: Optimiser steps, instead of epochs; -1 leaves it to them. LLaMA-Factory default.
+        per_device_train_batch_size: Rows per device and forward pass. MIDB README.
+        gradient_accumulation_steps: Passes per optimiser step. MIDB README.
+        global_batch_size: Rows per optimiser step over all devices; when set, the accumulation follows from it and the
+            number of processes. None in MIDB README, which prints 4 × 2 × devices. (AAAI version: 128; CoachLM: 32.)
+        weight_decay: Of AdamW. LLaMA-Factory default, as the four below.
+        adam_beta1: Of AdamW, in [0, 1).
+        adam_beta2: Of AdamW, in [0, 1).
+        adam_epsilon: Of AdamW.
+        max_grad_norm: Gradients are scaled down to this norm; 0 leaves them.
+        seed: Of the adapter's first weights and of the order of rows. LLaMA-Factory default.
+        max_length: Tokens of a row at most, prompt and completion together. MIDB README (`cutoff_len`).
+        overlong: What becomes of a longer row: "leave_out" and count it; "cut" its right ends, as LLaMA-Factory does,
+            which takes the end of the answer; "refuse" the whole set. Ours: at 4096 no published row is longer.
+        rendering: How a chat becomes text, see `midb.chat`. Ours; MIDB README: "llama3".
+        parity: Train on control tokens inside the texts as the reference does, instead of on their letters. Ours.
+        prompt: What the model is asked, ahead of each pair. MIDB's published template.
+        dtype: Number format of the forward pass; "auto" is bfloat16 where a GPU has it, else float32. Ours; MIDB README:
+            bfloat16. (CoachLM: float16.)
+        gradient_checkpointing: Less memory for more time, same numbers. LLaMA-Factory default.
+        packing: Several rows in one sequence. LLaMA-Factory default.
+        quantization: "4bit" keeps the frozen weights in four bits (QLoRA). LLaMA-Factory default.
+        deepspeed: Path of a DeepSpeed JSON file. MIDB README: ZeRO-3, which changes the memory needed and not the method.
+        logging_steps: Steps between two lines of the log. LLaMA-Factory's example.
+        save_steps: Steps between two checkpoints. LLaMA-Factory's example.
+        save_total_limit: Checkpoints to keep; None keeps all. Ours.
+        trust_remote_code: Run Python code that comes with the model. Ours: a file or a caller has to ask for it.
+        dataset: For the command line: a file, a folder, a Hub id, or "midb" for the published edits. Never read here.
+        output_dir: For the command line: where the adapter goes. Never read here.
+
+    Raises:
+        ValueError: A value has the wrong kind or is out of bounds; one line for each that is.
+    """
+
+    model: str = "meta-llama/Llama-3.1-8B"
+    r: int = 64
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+    k: int | float | None = 720
+    max_rows: int | None = None
+    learning_rate: float = 2e-4
+    lr_scheduler_type: str = "cosine"
+    warmup_ratio: float = 0.1
+    num_train_epochs: float = 1.0
+    max_steps: int = -1
+    per_device_train_batch_size: int = 4
+    gradient_accumulation_steps: int = 2
+    global_batch_size: int | None = None
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    seed: int = 42
+    max_length: int = 4096
+    overlong: Overlong = "leave_out"
+    rendering: Rendering = "auto"
+    parity: bool = False
+    prompt: str = PROMPT
+    dtype: Dtype = "auto"
+    gradient_checkpointing: bool = True
+    packing: bool = False
+    quantization: Literal["4bit"] | None = None
+    deepspeed: str | None = None
+    logging_steps: int = 10
+    save_steps: int = 500
+    save_total_limit: int | None = 2
+    trust_remote_code: bool = False
+    dataset: str | None = None
+    output_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            object.__setattr__(self, each.name, _plain(each.name, each.type, getattr(self, each.name)))
+        if faults := _faults(vars(self)):
+            raise ValueError("\n".join(faults))
+
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """A published set: "midb-readme", "midb-paper-v2" or "coachlm".
+
+        - `midb-readme`: published, MIDB's README. Its adapter key cannot have worked as printed; all linear layers are
+          inferred. Its ZeRO-3 file is left out: it divides memory among GPUs and is no part of the method.
+        - `midb-paper-v2`: from secondary notes of the AAAI version, so probable and not confirmed: the Instruct model,
+          three epochs, 4e-4, 128 rows a step, the farthest 30 %. What the notes do not say is as in `midb-readme`.
+        - `coachlm`: published, CoachLM's README: ChatGLM2-6B and its module names, seven epochs, 32 rows a step, float16,
+          "around" 30 % and CoachLM's own prompt. What it does not say is as in `midb-readme`. CoachLM wrote pairs as
+          `Instruction: … Input: … Response: …`; ours keep the tags of MIDB, so this is its training and not its text.
+          ChatGLM2 comes with code of its own: set `trust_remote_code` if you trust it, or another `model` and
+          `target_modules="all-linear"`.
+
+        Raises:
+            ValueError: There is no such preset.
+        """
+        if name not in _PRESETS:
+            raise ValueError(f"there is no preset {name!r}; use {', '.join(_PRESETS)}")
+        return cls(**_PRESETS[name])
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a recipe from a file with the names above, those of LLaMA-Factory, or both.
+
+        Whatever could not mean here what it means there is refused, all of it in one error. Keys without an effect here
+        are named in one warning. What the file leaves out has the default of this class, not LLaMA-Factory's. As there,
+        paths in the file start from the working directory.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is no YAML mapping, or has faults; one line for each.
+            MissingExtraError: PyYAML is not installed.
+        """
+        entries, faults = _read(path)
+        names = [each.name for each in fields(cls)]
+        values: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        aside: dict[str, list[str]] = {}
+        for key, value in entries.items():
+            meaning: dict[str, Any] = {}
+            if key in names or key in _RENAMED:
+                meaning = {_RENAMED.get(key, key): _as_number(value)}
+            elif key in _CHOICES:
+                choices, advice = _CHOICES[key]
+                found = [each for choice, each in choices.items() if choice == value]
+                if found:
+                    meaning = found[0]
+                elif value is not None:
+                    faults.append(f"{key}: {value!r} cannot be done; {advice}")
+            elif key in _ASIDE:
+                aside.setdefault(_ASIDE[key], []).append(key)
+            else:
+                faults.append(_unknown(key, [*names, *_RENAMED, *_CHOICES, *_ASIDE]))
+            for name, each in meaning.items():
+                if name in values:
+                    faults.append(f"{key} and {sources[name]} both set {name}; keep one of them")
+                values[name], sources[name] = each, key
+        if isinstance(values.get("dataset"), str):
+            faults += _dataset_faults(values["dataset"], Path(str(entries.get("dataset_dir") or "data")))
+        if isinstance(values.get("deepspeed"), str) and not os.path.isfile(values["deepspeed"]):
+            faults.append(
+                f"deepspeed: there is no file {values['deepspeed']} here; give the path of a DeepSpeed JSON file, or remove "
+                "the line: an adapter that fits on one GPU needs none"
+            )
+        complete = {
+            each.name: _plain(each.name, each.type, values.get(each.name, each.default)) for each in fields(cls)
+        }
+        faults += _faults(complete, sources)
+        if faults:
+            raise ValueError(f"{path} cannot be used as it is; mend each of these\n  " + "\n  ".join(faults))
+        if said := [f"{', '.join(keys)} ({why})" for why, keys in aside.items()]:
+            warnings.warn(f"{path} sets what has no effect here: {'; '.join(said)}", stacklevel=2)
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON can hold them; `LoraRecipe(**recipe.to_dict())` is the same recipe."""
+        values = asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def check_target_modules(target_modules: str | Iterable[str], available: Iterable[str]) -> None:
+    """Refuse names of modules that the model does not have, even where it has some of them: PEFT would train those only.
+
+    Args:
+        target_modules: As in `LoraRecipe`: "all-linear", or last parts of names.
+        available: The full names of the modules that LoRA can stand beside.
+
+    Raises:
+        ValueError: The model has no such modules; says which it has.
+    """
+    if target_modules == "all-linear":
+        return
+    names = list(available)
+    wanted = _module_names(target_modules)
+    if missing := [each for each in wanted if not any(f".{name}".endswith(f".{each}") for name in names)]:
+        kinds = sorted({name.rpartition(".")[2] for name in names} - {str(number) for number in range(1000)})
+        raise ValueError(
+            f"the model has no modules named {', '.join(missing)}; it has {', '.join(kinds)}. Name some of these, or take "
+            "all of them: target_modules: all-linear (in a LLaMA-Factory file, lora_target: all)"
+        )
+
+
+# --- what a field may be ----------------------------------------------------------------------------------------------
+
+_Rule = tuple[str, Callable[[Any], bool]]  # in words, and as a test that any value survives
+
+
+def _whole(least: int) -> _Rule:
+    return f"a whole number of at least {least}", lambda value: type(value) is int and value >= least
+
+
+def _number(words: str, test: Callable[[float], bool]) -> _Rule:
+    """Neither a bool nor nan nor infinity."""
+    return f"a number {words}", lambda v: type(v) in (int, float) and abs(v) < 1e300 and test(v)
+
+
+def _one_of(*options: str) -> _Rule:
+    return f"one of {', '.join(options)}", lambda value: isinstance(value, str) and value in options
+
+
+def _or_none(rule: _Rule) -> _Rule:
+    words, test = rule
+    return f"{words}, or nothing (None, in a file null)", lambda value: value is None or test(value)
+
+
+_TEXT: _Rule = ("a text that is not empty", lambda value: isinstance(value, str) and bool(value.strip()))
+_SWITCH: _Rule = ("true or false", lambda value: isinstance(value, bool))
+_POSITIVE = _number("above 0", lambda value: value > 0)
+_NOT_NEGATIVE = _number("of at least 0", lambda value: value >= 0)
+_SHARE = _number("of at least 0 and below 1", lambda value: 0 <= value < 1)
+
+_RULES: dict[str, _Rule] = {
+    "model": _TEXT,
+    "r": _whole(1),
+    "lora_alpha": _whole(1),
+    "lora_dropout": _SHARE,
+    "target_modules": (
+        "'all-linear', or names of modules such as q_proj, v_proj (no patterns)",
+        lambda value: value == "all-linear" or (isinstance(value, tuple) and bool(value) and all(map(_is_name, value))),
+    ),
+    "k": _or_none(
+        (
+            "a whole number of at least 1 or a share such as 0.3",
+            lambda value: (type(value) is int and value >= 1) or (type(value) is float and 0 < value <= 1),
+        )
+    ),
+    "max_rows": _or_none(_whole(1)),
+    "learning_rate": _POSITIVE,
+    # Those of transformers that need no settings of their own.
+    "lr_scheduler_type": _one_of(
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+    ),
+    "warmup_ratio": _SHARE,
+    "num_train_epochs": _POSITIVE,
+    "max_steps": ("a whole number of at least 1, or -1", lambda v: type(v) is int and (v >= 1 or v == -1)),
+    "per_device_train_batch_size": _whole(1),
+    "gradient_accumulation_steps": _whole(1),
+    "global_batch_size": _or_none(_whole(1)),
+    "weight_decay": _NOT_NEGATIVE,
+    "adam_beta1": _SHARE,
+    "adam_beta2": _SHARE,
+    "adam_epsilon": _POSITIVE,
+    "max_grad_norm": _NOT_NEGATIVE,
+    "seed": ("a whole number from 0 to 4294967295", lambda value: type(value) is int and 0 <= value < 2**32),
+    "max_length": _whole(2),
+    "overlong": _one_of(*get_args(Overlong)),
+    "rendering": _one_of(*get_args(Rendering)),
+    "parity": _SWITCH,
+    "prompt": _TEXT,
+    "dtype": _one_of(*get_args(Dtype)),
+    "gradient_checkpointing": _SWITCH,
+    "packing": _SWITCH,
+    "quantization": _or_none(_one_of("4bit")),
+    "deepspeed": _or_none(_TEXT),
+    "logging_steps": _whole(1),
+    "save_steps": _whole(1),
+    "save_total_limit": _or_none(_whole(1)),
+    "trust_remote_code": _SWITCH,
+    "dataset": _or_none(_TEXT),
+    "output_dir": _or_none(_TEXT),
+}
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w.-]+", value) is not None and not value.startswith("all")
+
+
+def _module_names(value: Any) -> Any:
+    """The one form of `target_modules`: lists and "q_proj,v_proj" become tuples, LLaMA-Factory's "all" ours."""
+    if isinstance(value, str):
+        names = tuple(name.strip() for name in value.split(","))
+        return "all-linear" if names in (("all",), ("all-linear",)) else names
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _plain(name: str, kind: Any, value: Any) -> Any:
+    """One way to write each value, so that equal recipes are equal and JSON can hold them."""
+    if name == "target_modules":
+        return _module_names(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return float(value) if kind is float and type(value) is int and abs(value) < 2**53 else value
+
+
+def _faults(values: dict[str, Any], sources: dict[str, str] | None = None) -> list[str]:
+    """What is wrong, a line each; `sources` says under which other name a value was given."""
+    named = {name: (sources or {}).get(name, name) for name in _RULES}
+    faults = [
+        f"{named[name]}: {values[name]!r} cannot be used; give {words}"
+        for name, (words, test) in _RULES.items()
+        if not test(values[name])
+    ]
+    rows, step = values["per_device_train_batch_size"], values["global_batch_size"]
+    if not faults and step is not None and step % rows:
+        faults.append(
+            f"global_batch_size: {step} is no multiple of per_device_train_batch_size, {rows}; change one of the two"
+        )
+    return faults
+
+
+# --- what is published ------------------------------------------------------------------------------------------------
+
+_README: dict[str, Any] = {"rendering": "llama3", "dtype": "bfloat16", "max_rows": 1000, "save_steps": 100}
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "midb-readme": _README,
+    "midb-paper-v2": {
+        **_README,
+        "model": "meta-llama/Llama-3.1-8B-Instruct",
+        "k": 0.3,
+        "max_rows": None,
+        "learning_rate": 4e-4,
+        "num_train_epochs": 3.0,
+        "global_batch_size": 128,
+    },
+    "coachlm": {
+        "model": "zai-org/chatglm2-6b",
+        "target_modules": ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
+        "lora_dropout": 0.1,
+        "k": 0.3,
+        "warmup_ratio": 0.0,
+        "num_train_epochs": 7.0,
+        "global_batch_size": 32,
+        "rendering": "plain",
+        "prompt": "Improve the following instruction, input and response pair to be more specific, detailed with more logical "
+        "steps and grammarly corrected.",
+        "dtype": "float16",
+    },
+}
+
+# --- LLaMA-Factory's file ---------------------------------------------------------------------------------------------
+
+_RENAMED = {
+    "model_name_or_path": "model",
+    "lora_rank": "r",
+    "lora_target": "target_modules",
+    "cutoff_len": "max_length",
+    "max_samples": "max_rows",
+}
+
+# Its key → what each value that works here sets, and what to do about any other. null is always "not set".
+_CHOICES: dict[str, tuple[dict[Any, dict[str, Any]], str]] = {
+    "stage": ({"sft": {}}, "a booster is fine-tuned on its answers: write stage: sft"),
+    "do_train": ({True: {}}, "a recipe is for training: write do_train: true, or remove the line"),
+    "finetuning_type": ({"lora": {}}, "midb trains LoRA adapters: write finetuning_type: lora"),
+    "template": (
+        {"llama3": {"rendering": "llama3"}},
+        "write template: llama3, or remove it and write rendering: template (the model's own chat template), plain (for "
+        "base models without one) or auto",
+    ),
+    "bf16": ({True: {"dtype": "bfloat16"}, False: {}}, "write true or false"),
+    "fp16": ({True: {"dtype": "float16"}, False: {}}, "write true or false"),
+    "pure_bf16": ({False: {}}, "the adapter's own weights stay float32 here: write bf16: true"),
+    "disable_gradient_checkpointing": (
+        {True: {"gradient_checkpointing": False}, False: {"gradient_checkpointing": True}},
+        "write true or false",
+    ),
+    "quantization_bit": ({4: {"quantization": "4bit"}}, "write 4, or remove the line"),
+    "quantization_method": ({"bnb": {}, "bitsandbytes": {}}, "midb quantizes with bitsandbytes; remove the line"),
+    "quantization_type": ({"nf4": {}}, "four bits are nf4 here; remove the line"),
+    "double_quantization": ({True: {}}, "it is always on here; remove the line"),
+    "warmup_steps": ({0: {}}, "write warmup_ratio, a share of all steps"),
+    "optim": ({"adamw_torch": {}, "adamw_torch_fused": {}}, "midb trains with AdamW; remove the line"),
+    "train_on_prompt": ({False: {}}, "the loss is over the answer only, as published; remove the line"),
+    "neat_packing": ({False: {}}, "write packing: true, or remove the line"),
+    "mix_strategy": ({"concat": {}}, "there is one dataset, in its own order; remove the line"),
+    "val_size": ({0: {}}, "no rows are held back; remove the line, or train in Python and hand eval_edits to lora_trainer"),
+    "save_strategy": ({"steps": {}}, "write save_steps, or remove the line"),
+    "logging_strategy": ({"steps": {}}, "write logging_steps, or remove the line"),
+    "model_revision": ({"main": {}}, "download that revision and give its folder as the model"),
+    "resume_from_checkpoint": ({False: {}}, "midb train goes on by itself where output_dir stopped; remove the line"),
+    **{
+        key: ({False: {}}, f"midb has no {key}; remove the line")
+        for key in (
+            "adapter_name_or_path", "additional_target", "use_rslora", "use_dora", "loraplus_lr_ratio", "pissa_init",
+            "use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon", "use_llama_pro", "use_dft_loss",
+            "neftune_noise_alpha", "shift_attn", "rope_scaling", "mixture_of_depths", "resize_vocab", "add_tokens",
+            "add_special_tokens", "upcast_layernorm", "streaming", "interleave_probs", "default_system", "tool_format",
+            "disable_shuffling", "group_by_length", "early_stopping_steps", "load_best_model_at_end",
+            "label_smoothing_factor", "lr_scheduler_kwargs", "fp8", "fsdp", "push_to_hub",
+        )
+    },
+}  # fmt: skip
+
+# Its keys that change nothing about the adapter here, and why.
+_ASIDE = {
+    key: why
+    for why, keys in {
+        "dataset names the place itself": ("dataset_dir", "media_dir"),
+        "rows are prepared in memory": (
+            "overwrite_cache", "preprocessing_num_workers", "preprocessing_batch_size", "dataloader_num_workers",
+            "dataloader_pin_memory", "tokenized_path", "buffer_size", "remove_unused_columns",
+        ),
+        "a row is one question and one answer": ("mask_history", "ignore_pad_token_for_loss"),
+        "nothing is evaluated while a file is trained": (
+            "eval_dataset", "do_eval", "eval_strategy", "evaluation_strategy", "eval_steps", "eval_on_each_dataset",
+            "per_device_eval_batch_size", "eval_num_beams", "compute_accuracy", "do_predict", "predict_with_generate",
+        ),
+        "log and loss curve always lie beside the adapter": (
+            "plot_loss", "report_to", "run_name", "logging_dir", "logging_first_step",
+            "include_num_input_tokens_seen", "include_tokens_per_second",
+        ),
+        "a folder is never overwritten unasked, and a checkpoint is always whole": ("overwrite_output_dir", "save_only_model"),
+        "what the machine has is used": (
+            "flash_attn", "enable_liger_kernel", "use_unsloth", "use_unsloth_gc", "use_reentrant_gc", "tf32",
+            "low_cpu_mem_usage", "use_fast_tokenizer", "use_v1_kernels", "ddp_find_unused_parameters",
+        ),
+        "the environment decides": ("ddp_timeout", "cache_dir", "hf_hub_token", "local_rank", "print_param_status"),
+    }.items()
+    for key in keys
+}  # fmt: skip
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[str]]:
+    """The lines of a YAML file, and what is wrong with them as lines."""
+    require_extra("yaml", "train")
+    import yaml
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}; give the path of a recipe, a YAML file")
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        root, content = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}); convert it first, e.g. with iconv") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} is not YAML ({error}); mend that place") from error
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} holds {content!r:.40} instead of settings; write lines such as learning_rate: 2.0e-4")
+    keys = [key.value for key, _ in root.value]
+    twice = [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
+    return {str(key): value for key, value in content.items()}, [f"{key} is there twice; keep one" for key in twice]
+
+
+def _as_number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text, and only 1.0e-4 as a number; whoever writes either means a number."""
+    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?\d+\.?\d*[eE][-+]?\d+", value)
+    return float(value) if is_number else value
+
+
+def _unknown(key: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key.strip().lower().replace("-", "_"), known, 1, 0.7)
+    guess = f"did you mean {close[0]}?" if close else "remove the line"
+    return f"{key} is no setting of a recipe; {guess} (LLaMA-Factory stops here too, or trains without it)"
+
+
+def _dataset_faults(name: str, folder: Path) -> list[str]:
+    """A place is a file or folder that is there, a name on the Hub, or the published edits."""
+    on_hub = re.fullmatch(r"(hf://datasets/)?\w[\w.-]*/\w[\w.-]*", name)
+    is_file = name.endswith((".json", ".jsonl", ".ndjson", ".csv", ".parquet"))
+    if name == "midb" or os.path.exists(name) or (on_hub and not is_file):
+        return []
+    if name.lower().startswith("meb"):
+        return [
+            f"dataset: {name} was never published; what is are machine translations of CoachLM's English edits: write "
+            "dataset: midb for those, or the path of a file that `midb data` has written"
+        ]
+    try:
+        entry = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))[name]
+        place = entry.get("hf_hub_url") or folder / entry["file_name"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        place = "midb"
+    what = "a place that exists, one only" if "," in name or is_file else "a file, a folder, a Hub dataset (owner/name)"
+    return [f"dataset: there is no {name} here; give {what} or the published edits, e.g. dataset: {place}"]
