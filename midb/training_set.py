@@ -7,7 +7,7 @@ so that the report says what a length limit costs, in rows and per language.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from midb.chat import ChatFormat
@@ -88,11 +88,10 @@ class _AsChats:
 
 
 @dataclass(frozen=True)
-class TokenizedSet:
-    """Rows as a trainer reads them, and what was counted on the way; `str()` is the report.
+class Counts:
+    """What a length limit did to rows.
 
     Args:
-        dataset: `input_ids` and `labels`: the ids, and the ids with the prompt's masked.
         rows: As they came.
         kept: To be trained on.
         left_out: Longer than the limit, and not trained on.
@@ -100,13 +99,8 @@ class TokenizedSet:
         prompt_tokens: Read in an epoch.
         completion_tokens: Trained in an epoch, end tokens included.
         longest: Tokens of the longest row as it came, prompt and completion together.
-        languages: The same seven per language, where the rows have that column.
-        max_length: The limit, in tokens of prompt and completion together.
-        overlong_rows: The numbers of the first ten rows that are longer.
-        fingerprint: 16 hex digits over all ids and labels in order: the same data has the same on any machine.
     """
 
-    dataset: "Dataset"
     rows: int
     kept: int
     left_out: int
@@ -114,23 +108,39 @@ class TokenizedSet:
     prompt_tokens: int
     completion_tokens: int
     longest: int
-    languages: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class TokenizedSet:
+    """Rows as a trainer reads them, and what was counted on the way; `str()` is the report.
+
+    Args:
+        dataset: `input_ids` and `labels`: the ids, and the ids with the prompt's masked.
+        counts: Of all rows.
+        languages: Of each language, where the rows have that column.
+        max_length: The limit, in tokens of prompt and completion together.
+        overlong_rows: The numbers of the first ten rows that are longer.
+        fingerprint: 16 hex digits over all ids and labels in order: the same data has the same on any machine.
+    """
+
+    dataset: "Dataset"
+    counts: Counts
+    languages: dict[str, Counts]
     max_length: int
     overlong_rows: tuple[int, ...]
     fingerprint: str
 
     def __str__(self) -> str:
         """A table of the counts, a line on rows that are too long, and the fingerprint."""
-        names = ("rows", "kept", "left_out", "cut", "prompt_tokens", "completion_tokens", "longest")
-        table = [("language", *(name.replace("_", " ") for name in names))]
-        for language, counts in (*self.languages.items(), ("all", vars(self))):
-            table.append((language, *(f"{counts[name]:,}" for name in names)))
+        table = [("language", *(each.name.replace("_", " ") for each in fields(Counts)))]
+        for language, counts in (*self.languages.items(), ("all", self.counts)):
+            table.append((language, *(f"{number:,}" for number in astuple(counts))))
         first, *others = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             line[0].ljust(first) + "".join(cell.rjust(width + 2) for cell, width in zip(line[1:], others, strict=True))
             for line in table
         ]
-        if over := self.left_out + self.cut:
+        if over := self.counts.left_out + self.counts.cut:
             rows = ", ".join(map(str, self.overlong_rows)) + (", …" if over > len(self.overlong_rows) else "")
             lines.append(f"longer than {self.max_length:,} tokens: {over:,} (row {rows})")
         return "\n".join([*lines, f"fingerprint {self.fingerprint}"])
@@ -207,21 +217,17 @@ def tokenize(
         remove_columns=["prompt_tokens", "completion_tokens"], desc="Label", **how,
     )  # fmt: skip
 
-    def count(which: "np.ndarray") -> dict[str, int]:
-        counts = {
-            "rows": which.sum(),
-            "kept": (which & kept).sum(),
-            "left_out": (which & ~kept).sum(),
-            "cut": (which & kept & (length > max_length)).sum(),
-            "prompt_tokens": source[which & kept].sum(),
-            "completion_tokens": target[which & kept].sum(),
-            "longest": length[which].max(),
-        }
-        return {name: int(value) for name, value in counts.items()}
+    def count(which: "np.ndarray") -> Counts:
+        stays = which & kept
+        numbers = (
+            which.sum(), stays.sum(), (which & ~kept).sum(), (stays & (length > max_length)).sum(),
+            source[stays].sum(), target[stays].sum(), length[which].max(),
+        )  # fmt: skip
+        return Counts(*map(int, numbers))
 
     return TokenizedSet(
         dataset,
-        **count(np.ones(len(rows), bool)),
+        counts=count(np.ones(len(rows), bool)),
         languages={language: count(which) for language, which in _by_language(rows)},
         max_length=max_length,
         overlong_rows=tuple(map(int, over[:10])),
