@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from midb.errors import ColumnError
 from midb.generators import Completion, Generator, Journal, TransformersGenerator
 from midb.generators.base import fingerprint, stream
-from midb.generators.weights import resolve_adapter
+from midb.generators.weights import adapter_record, resolve_adapter
 from midb.guards import DEFAULT_GUARDS, Guard, check
 from midb.languages import language_code
 from midb.prompts import PROMPT, TAGS, check_tags, parse_pair, render_messages
@@ -101,6 +101,8 @@ class Booster:
     def from_pretrained(cls, model_or_adapter: str | Path, *, journal: str | Path | None = None) -> "Booster":
         """Boost with a model or a LoRA adapter from a folder or the Hub, on this machine.
 
+        An adapter that midb trained is asked as in its training: same prompt, tags and rendering.
+
         Args:
             model_or_adapter: A causal language model, or an adapter that names its base model.
             journal: A file that keeps every completion, so that a rerun is free.
@@ -110,7 +112,9 @@ class Booster:
         """
         model, adapter = resolve_adapter(model_or_adapter)
         generator = TransformersGenerator(model, adapter=adapter)
-        return cls(generator=generator if journal is None else Journal(generator, journal))
+        record = adapter_record(adapter) if adapter else None
+        asked: dict[str, Any] = {} if record is None else {"prompt": record.prompt, "tags": record.tags}
+        return cls(generator=generator if journal is None else Journal(generator, journal), **asked)
 
     def identity(self) -> str:
         """A hash over everything that can change a row, and nothing else."""

@@ -6,6 +6,7 @@ The slow and exact engine: what the others are compared with. For throughput use
 import hashlib
 import json
 import secrets
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -18,6 +19,7 @@ from midb.generators.base import FieldsOnly, Sampling, collect, fingerprint
 from midb.generators.weights import (
     adapter_folder,
     adapter_hash,
+    adapter_record,
     check_weights,
     model_hash,
     weights_name,
@@ -44,7 +46,7 @@ class TransformersGenerator(FieldsOnly):
         dtype: None is float32 on the CPU and bfloat16 on a GPU.
         device: None is the GPU where there is one.
         batch_size: Prompts at a time; halved where memory runs out.
-        rendering: How a chat becomes text, see `ChatFormat`.
+        rendering: How a chat becomes text, see `ChatFormat`; `auto` is how the adapter was trained, where it says so.
         sampling: For calls that bring none of their own. With a seed, a prompt's draw does not depend on its batch.
         parity: Let control tokens inside messages be control tokens, as the reference implementation does.
         trust_remote_code: Run Python code that comes with a Hub model.
@@ -206,7 +208,23 @@ class TransformersGenerator(FieldsOnly):
     def _chat(self) -> ChatFormat:
         from transformers import AutoTokenizer
 
-        return ChatFormat(AutoTokenizer.from_pretrained(self.model, **self._source), self.rendering, self.parity)
+        tokenizer = AutoTokenizer.from_pretrained(self.model, **self._source)
+        record = adapter_record(self.adapter) if self.adapter else None
+        if record is None:
+            return ChatFormat(tokenizer, self.rendering, self.parity)
+        chat = ChatFormat(tokenizer, record.rendering if self.rendering == "auto" else self.rendering, self.parity)
+        if chat.hash() != record.chat_hash:
+            found = (
+                f"the adapter was trained with the rendering {record.rendering!r} ({record.chat_hash}) and the model's "
+                f"tokenizer gives {chat.rendering!r} ({chat.hash()})"
+            )
+            if self.rendering == "auto":
+                raise ValueError(
+                    f"{found}; use the model it was trained on ({record.model}), at the same revision, or pass rendering= "
+                    "to go on regardless"
+                )
+            warnings.warn(f"{found}; its text may be much worse than in training", stacklevel=2)
+        return chat
 
     @cached_property
     def _engine(self) -> tuple[Any, list[int]]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from midb.adapter import ADAPTER_FILE, AdapterRecord, read_record
 from midb.errors import require_extra
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -114,7 +115,20 @@ def adapter_folder(adapter: str) -> str:
         return adapter
     from huggingface_hub import snapshot_download
 
-    return snapshot_download(adapter, allow_patterns=["adapter_*"])
+    return snapshot_download(adapter, allow_patterns=["adapter_*", ADAPTER_FILE])
+
+
+def adapter_record(adapter: str) -> AdapterRecord | None:
+    """What the adapter says of its training; None for one that midb did not train."""
+    if is_local(adapter):
+        return read_record(adapter)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return read_record(Path(hf_hub_download(adapter, ADAPTER_FILE)).parent)
+    except EntryNotFoundError:
+        return None
 
 
 def adapter_hash(adapter: str) -> str:

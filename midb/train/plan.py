@@ -1,0 +1,238 @@
+"""Everything about a training that can be known, and go wrong, without weights.
+
+Edits and a recipe in; tokens, module names, steps and the record of it all out. Loads a tokenizer and a model's
+configuration, and no weights: a mistake is told before minutes of loading, and a preview costs seconds.
+"""
+
+import math
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from midb.adapter import AdapterRecord
+from midb.chat import ChatFormat
+from midb.distance import filter_by_edit_distance
+from midb.errors import require_extra
+from midb.generators.weights import ADAPTER_CONFIG, is_local, weights_name
+from midb.prompts import TAGS
+from midb.recipe import LoraRecipe, check_target_modules
+from midb.training_set import TokenizedSet, as_training_set, show_tokens, tokenize
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training, thought through.
+
+    Args:
+        edits: As they were given; the recipe's distance filter is applied here.
+        recipe: The hyper-parameters.
+        model: Folder or Hub id of the base model.
+
+    Raises:
+        MissingExtraError: trl, peft, torch or what the recipe asks for is not installed.
+        FileNotFoundError: The model's folder or the DeepSpeed file is missing.
+        ValueError: The model is an adapter or lacks the modules, or the batch cannot be spread.
+    """
+
+    edits: "Dataset"
+    recipe: LoraRecipe
+    model: str
+
+    def __post_init__(self) -> None:
+        """In the order in which it is cheap to find."""
+        for module in ("torch", "peft", "trl"):
+            require_extra(module, "train")
+        if self.recipe.quantization:
+            require_extra("bitsandbytes", "qlora")
+        if self.recipe.deepspeed:
+            require_extra("deepspeed", "deepspeed")
+            if not Path(self.recipe.deepspeed).is_file():
+                raise FileNotFoundError(f"deepspeed={self.recipe.deepspeed!r} is no file; see examples/deepspeed")
+        if is_local(self.model) and Path(self.model, ADAPTER_CONFIG).is_file():
+            raise ValueError(f"{self.model!r} is an adapter; train on its base model, or merge it into one first")
+        _ = self.batch
+        check_target_modules(self.recipe.target_modules, self._layers)
+
+    @cached_property
+    def chat(self) -> ChatFormat:
+        """How the model's tokenizer renders, as the recipe says."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.model, trust_remote_code=self.recipe.trust_remote_code)
+        return ChatFormat(tokenizer, self.recipe.rendering, self.recipe.parity)
+
+    @cached_property
+    def tokens(self) -> TokenizedSet:
+        """The rows that will be trained on."""
+        kept = self.edits
+        if self.recipe.k is not None:
+            by = "language" if "language" in kept.column_names else None
+            kept = filter_by_edit_distance(kept, self.recipe.k, by=by)
+        if self.recipe.max_rows is not None:
+            kept = _first_of_each_language(kept, self.recipe.max_rows)
+        return self.tokenized(kept)
+
+    def tokenized(self, edits: "Dataset") -> TokenizedSet:
+        """Edits as this training reads them, unfiltered."""
+        rows = as_training_set(edits, prompt=self.recipe.prompt, parity=self.recipe.parity)
+        return tokenize(rows, self.chat, max_length=self.recipe.max_length, overlong=self.recipe.overlong)
+
+    @cached_property
+    def batch(self) -> dict[str, int]:
+        """How the rows of a step are spread: processes × rows at a time × accumulated."""
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        rows, accumulated = self.recipe.per_device_train_batch_size, self.recipe.gradient_accumulation_steps
+        if self.recipe.global_batch_size is not None:
+            accumulated, left = divmod(self.recipe.global_batch_size, rows * processes)
+            if left or not accumulated:
+                raise ValueError(
+                    f"global_batch_size={self.recipe.global_batch_size} is no multiple of {processes} processes × "
+                    f"per_device_train_batch_size={rows}; change either"
+                )
+        return {"processes": processes, "per_device": rows, "accumulated": accumulated}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps, as the trainer counts them; of packed rows an estimate."""
+        rows = self.tokens.counts.kept
+        if self.recipe.packing:
+            rows = math.ceil(self.tokens_per_epoch / self.recipe.max_length)
+        batches = math.ceil(math.ceil(rows / self.batch["processes"]) / self.batch["per_device"])
+        return math.ceil(batches / self.batch["accumulated"])
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Tokens of all rows, padding aside."""
+        return self.tokens.counts.prompt_tokens + self.tokens.counts.completion_tokens
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        if self.recipe.max_steps > 0:
+            return self.recipe.max_steps
+        return math.ceil(self.recipe.num_train_epochs * self.steps_per_epoch)
+
+    @property
+    def record(self) -> AdapterRecord:
+        """What will be written beside the adapter: no path of this machine is in it."""
+        recipe = {**self.recipe.to_dict(), "model": weights_name(self.model)}
+        for name in ("deepspeed", "dataset"):
+            if recipe[name] and Path(recipe[name]).exists():
+                recipe[name] = Path(recipe[name]).name
+        del recipe["output_dir"]
+        return AdapterRecord(
+            rendering=self.chat.rendering,
+            chat_hash=self.chat.hash(),
+            prompt=self.recipe.prompt,
+            tags=TAGS,
+            parity=self.recipe.parity,
+            model=weights_name(self.model),
+            recipe=recipe,
+            data={
+                "fingerprint": self.tokens.fingerprint,
+                **asdict(self.tokens.counts),
+                "languages": {name: counts.kept for name, counts in self.tokens.languages.items()},
+            },
+            batch=self.batch,
+            versions={name: version(name) for name in ("midb", "trl", "peft", "transformers", "torch")},
+        )
+
+    @cached_property
+    def _skeleton(self) -> Any:
+        """The model without its weights."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        trust = self.recipe.trust_remote_code
+        config = AutoConfig.from_pretrained(self.model, trust_remote_code=trust)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+
+    @cached_property
+    def _layers(self) -> dict[str, tuple[int, int]]:
+        """The linear layers by name, inputs and outputs; without the output layer, which TRL does not train."""
+        import torch
+        from transformers.pytorch_utils import Conv1D
+
+        head = self._skeleton.get_output_embeddings()
+        found = {}
+        for name, layer in self._skeleton.named_modules():
+            if isinstance(layer, torch.nn.Linear | Conv1D) and layer is not head:
+                wide, high = layer.weight.shape
+                found[name] = (wide, high)
+        return found
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The layers that LoRA will stand beside."""
+        wanted = self.recipe.target_modules
+        if wanted == "all-linear":
+            return tuple(self._layers)
+        ends = (wanted,) if isinstance(wanted, str) else wanted
+        return tuple(name for name in self._layers if any(f".{name}".endswith(f".{end}") for end in ends))
+
+    def preview(self) -> "Preview":
+        """The plan for people to read."""
+        row = self.tokens.dataset[0]
+        return Preview(
+            tokens=self.tokens,
+            example=show_tokens(row["input_ids"], row["labels"], self.chat.tokenizer),
+            modules=self.modules,
+            trainable=sum(self.recipe.r * sum(self._layers[name]) for name in self.modules),
+            parameters=sum(each.numel() for each in self._skeleton.parameters()),
+            steps=self.steps,
+            trained_tokens=round(self.tokens_per_epoch * self.steps / self.steps_per_epoch),
+        )
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a training would do, before any weights are loaded.
+
+    Args:
+        tokens: What the rows are in tokens, and which were left out or cut.
+        example: The first row token by token, and which are trained.
+        modules: The names of the layers that LoRA will stand beside.
+        trainable: Parameters that are trained.
+        parameters: Parameters of the model.
+        steps: Optimiser steps; with packing an estimate.
+        trained_tokens: Tokens that go through the model in all, padding aside.
+    """
+
+    tokens: TokenizedSet
+    example: str
+    modules: tuple[str, ...]
+    trainable: int
+    parameters: int
+    steps: int
+    trained_tokens: int
+
+    def __str__(self) -> str:
+        """The example, then the numbers."""
+        kinds = Counter(name.rpartition(".")[2] for name in self.modules)
+        listed = ", ".join(f"{kind} ×{count}" for kind, count in kinds.items())
+        share = self.trainable / self.parameters
+        return (
+            f"{self.example}\n\n{self.tokens}\n\n"
+            f"steps: {self.steps:,}; tokens through the model: {self.trained_tokens:,}\n"
+            f"trainable: {self.trainable:,} parameters beside {self.parameters:,} ({share:.2%})\n"
+            f"LoRA beside {len(self.modules)} layers: {listed}"
+        )
+
+
+def _first_of_each_language(edits: "Dataset", n: int) -> "Dataset":
+    languages = edits["language"] if "language" in edits.column_names else [None] * len(edits)
+    seen: Counter[str | None] = Counter()
+    kept = []
+    for row, language in enumerate(languages):
+        seen[language] += 1
+        if seen[language] <= n:
+            kept.append(row)
+    return edits.select(kept)

@@ -1,0 +1,223 @@
+"""A plan becomes a plain `trl.SFTTrainer`, and the trainer's folder a booster.
+
+The home of trl and peft.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from midb.adapter import AdapterRecord
+from midb.recipe import LoraRecipe
+from midb.train.log import append_log, plot_log, write_log
+from midb.train.plan import Plan, Preview
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+
+def lora_trainer(
+    edits: "Dataset",
+    recipe: LoraRecipe,
+    *,
+    model: str | Path | None = None,
+    output_dir: str | Path | None = None,
+    eval_edits: "Dataset | None" = None,
+) -> "SFTTrainer":
+    """Make a trainer that turns edits into a booster: `lora_trainer(edits, recipe).train()`.
+
+    Reads: the pair columns, their `raw_` twins, and `language` where there is one.  Rows: those that the recipe's distance
+    filter and its `max_length` keep; a report on stderr says how many, and none is cut unless the recipe says so.
+
+    What comes back is TRL's own trainer, with everything a plain one can do. It holds the loss to the completion and the
+    token that ends it. When `.train()` ends, `output_dir` is a booster: `Booster.from_pretrained(output_dir)`.
+
+    Args:
+        edits: What the experts changed; the distance filter is part of the recipe, so give them all.
+        recipe: The hyper-parameters.
+        model: A folder or Hub id in place of the recipe's.
+        output_dir: Where checkpoints and the adapter go; the recipe's, or `booster`.
+        eval_edits: Edits held out: their loss is measured with every checkpoint. They are not filtered.
+
+    Raises:
+        MissingExtraError: trl, peft, torch or what the recipe asks for is not installed.
+        ColumnError: The edits lack a column.
+        ValueError: The model has no such modules, cannot be rendered as the recipe says, or no row fits.
+
+    Source: MIDB (arXiv 2505.17671); the optimiser and loss are those of its training fork, LLaMA-Factory 0.9.3.
+    """
+    return build(Plan(edits, recipe, str(model or recipe.model)), output_dir or recipe.output_dir, eval_edits)
+
+
+def preview(edits: "Dataset", recipe: LoraRecipe, *, model: str | Path | None = None) -> Preview:
+    """Say what `lora_trainer` would do with the same arguments; loads a tokenizer and no weights.
+
+    Reads: as `lora_trainer`.  `print` it: one example token by token, counts, steps, and the layers that LoRA will touch.
+
+    Raises:
+        MissingExtraError, ColumnError, ValueError: As `lora_trainer`.
+    """
+    return Plan(edits, recipe, str(model or recipe.model)).preview()
+
+
+def build(plan: Plan, output_dir: str | Path | None, eval_edits: "Dataset | None" = None) -> "SFTTrainer":
+    """The trainer of a plan."""
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    recipe, tokens = plan.recipe, plan.tokens
+    held_out = None if eval_edits is None else plan.tokenized(eval_edits).dataset
+    # Before the model is loaded: under DeepSpeed ZeRO-3 this is what lets it load in parts.
+    arguments = SFTConfig(output_dir=str(output_dir or "booster"), **_arguments(plan, held_out is not None))
+    if arguments.process_index == 0:
+        print(tokens, file=sys.stderr)
+    targets = recipe.target_modules
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(plan.model, **_loading(recipe, arguments)),
+        args=arguments,
+        train_dataset=tokens.dataset,
+        eval_dataset=held_out,
+        processing_class=plan.chat.tokenizer,
+        peft_config=LoraConfig(
+            r=recipe.r,
+            lora_alpha=recipe.lora_alpha,
+            lora_dropout=recipe.lora_dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            task_type="CAUSAL_LM",
+        ),
+    )
+    trainer.add_callback(_folder_callback(trainer, plan.record))
+    return trainer
+
+
+def _arguments(plan: Plan, evaluated: bool) -> dict[str, Any]:
+    """The recipe in the words of `trl.SFTConfig`."""
+    import torch
+    from transformers.utils import is_liger_kernel_available
+
+    recipe = plan.recipe
+    dtype = _dtype(recipe)
+    return {
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": recipe.lr_scheduler_type,
+        "warmup_steps": recipe.warmup_ratio,  # below 1 it is a share of all steps
+        "num_train_epochs": recipe.num_train_epochs,
+        "max_steps": recipe.max_steps,
+        "per_device_train_batch_size": recipe.per_device_train_batch_size,
+        "per_device_eval_batch_size": recipe.per_device_train_batch_size,
+        "gradient_accumulation_steps": plan.batch["accumulated"],
+        "optim": "adamw_torch",
+        "weight_decay": recipe.weight_decay,
+        "adam_beta1": recipe.adam_beta1,
+        "adam_beta2": recipe.adam_beta2,
+        "adam_epsilon": recipe.adam_epsilon,
+        "max_grad_norm": recipe.max_grad_norm,
+        "seed": recipe.seed,
+        "bf16": dtype == "bfloat16",
+        "fp16": dtype == "float16",
+        "use_cpu": not torch.cuda.is_available(),
+        "gradient_checkpointing": recipe.gradient_checkpointing,
+        "use_liger_kernel": is_liger_kernel_available() and torch.cuda.is_available(),
+        "packing": recipe.packing,
+        "max_length": recipe.max_length,
+        # Our rows are ids and labels already, and none is longer than max_length; packing alone is left to TRL.
+        "dataset_kwargs": {"skip_prepare_dataset": not recipe.packing},
+        "pad_to_multiple_of": 8,
+        "deepspeed": recipe.deepspeed,
+        "logging_steps": recipe.logging_steps,
+        "save_strategy": "steps",
+        "save_steps": recipe.save_steps,
+        "save_total_limit": recipe.save_total_limit,
+        "eval_strategy": "steps" if evaluated else "no",
+        "eval_steps": recipe.save_steps if evaluated else None,
+        "prediction_loss_only": True,
+        "enable_jit_checkpoint": True,  # SIGTERM: a checkpoint, then the end
+        "report_to": "none",
+    }
+
+
+def _dtype(recipe: LoraRecipe) -> str:
+    import torch
+
+    if recipe.dtype != "auto":
+        return recipe.dtype
+    return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+
+
+def _loading(recipe: LoraRecipe, arguments: Any) -> dict[str, Any]:
+    """How the weights are loaded: precision, 4-bit, and flash attention where it is installed."""
+    import torch
+    from transformers.utils import is_flash_attn_2_available
+
+    how: dict[str, Any] = {"dtype": _dtype(recipe), "trust_remote_code": recipe.trust_remote_code}
+    if recipe.quantization == "4bit":
+        from transformers import BitsAndBytesConfig
+
+        how["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, _dtype(recipe)),
+        )
+        how["device_map"] = {"": arguments.device}
+    if torch.cuda.is_available() and is_flash_attn_2_available() and _dtype(recipe) != "float32":
+        how["attn_implementation"] = "flash_attention_2"
+    return how
+
+
+def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord) -> Any:
+    """What makes the trainer's folder a booster: a log and a picture all along, record and adapter at the end."""
+    from transformers import TrainerCallback
+
+    class Folder(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.is_world_process_zero:
+                record.write(args.output_dir)
+                write_log(args.output_dir, state.log_history)  # of a resumed training: up to its checkpoint
+
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.is_world_process_zero:
+                append_log(args.output_dir, state.log_history[-1])
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.is_world_process_zero:
+                record.write(Path(args.output_dir, f"checkpoint-{state.global_step}"))  # a checkpoint boosts too
+                plot_log(args.output_dir)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.is_world_process_zero:
+                plot_log(args.output_dir)
+            if state.global_step < state.max_steps:  # SIGTERM, or a callback of the user's
+                return
+            trainer.save_model(args.output_dir)  # every process: under ZeRO-3 each holds a part
+            if state.is_world_process_zero:
+                for name in ("README.md", "training_args.bin"):  # TRL's card and arguments tell paths of this machine
+                    Path(args.output_dir, name).unlink(missing_ok=True)
+                replace(record, metrics=_metrics(state)).write(args.output_dir)
+
+    return Folder()
+
+
+def _metrics(state: Any) -> dict[str, float]:
+    last = {name: value for entry in state.log_history for name, value in entry.items() if name != "step"}
+    return {"steps": state.global_step, **{name: float(value) for name, value in last.items()}}
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The newest whole checkpoint in a training's folder, for `trainer.train(resume_from_checkpoint=...)`.
+
+    A checkpoint that a kill left unfinished is passed over: the trainer's state is the last file that is written.
+    """
+    found = []
+    for path in Path(folder).glob("checkpoint-*"):
+        try:
+            found.append(
+                (json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["global_step"], str(path))
+            )
+        except (OSError, ValueError, KeyError):
+            continue
+    return max(found)[1] if found else None
