@@ -54,7 +54,7 @@ def as_training_set(
 
 
 def _split_as_chats(split: Any, step: "_AsChats") -> Any:
-    from datasets import List, Value
+    from datasets import Dataset, List, Value
 
     names = column_names(split)
     if missing := [name for name in (*PAIR, *RAW) if name not in names]:
@@ -67,7 +67,8 @@ def _split_as_chats(split: Any, step: "_AsChats") -> Any:
     # Each column by its own name: this checks the texts, and takes no other column for one of them.
     edits = as_edits(without_format(split), columns={name: name for name in (*PAIR, *RAW)})
     chat = List({"role": Value("string"), "content": Value("string")})
-    return in_format_of(split, mapped(edits, step, {"prompt": chat, "completion": chat}, (*PAIR, *RAW)))
+    how = {"load_from_cache_file": False} if isinstance(split, Dataset) else {}  # no cache sees that `escape` changed
+    return in_format_of(split, mapped(edits, step, {"prompt": chat, "completion": chat}, (*PAIR, *RAW), **how))
 
 
 @dataclass(frozen=True)
@@ -179,21 +180,19 @@ def tokenize(
         )
     if not len(rows):
         raise ValueError("there is no row to train on; look at what filtered the edits")
-    # Never from the cache, which does not see that this package or the tokenizer's library changed.
-    how: Any = {"batched": True, "load_from_cache_file": False}
     ids, number = List(Value("int32")), Value("int64")
-    features = Features({"input_ids": ids, "prompt_tokens": number, "completion_tokens": number})
-    chats = without_format(rows).select_columns(["prompt", "completion"])
-    encoded = chats.map(
-        _Encode(chat),
+    tokens = without_format(rows).map(
+        _Tokens(chat, max_length),
+        batched=True,
         with_indices=True,
-        features=features,
-        remove_columns=["prompt", "completion"],
-        desc="Encode",
-        **how,
+        input_columns=["prompt", "completion"],
+        remove_columns=rows.column_names,
+        features=Features({"input_ids": ids, "labels": ids, "prompt_tokens": number, "completion_tokens": number}),
+        load_from_cache_file=False,  # no cache sees that this package or the tokenizer's library changed
+        desc="Tokens",
     )
-    counted = encoded.select_columns(["prompt_tokens", "completion_tokens"]).with_format("numpy")[:]
-    source, target = np.array(counted["prompt_tokens"]), np.array(counted["completion_tokens"])
+    counted = tokens.with_format("numpy", columns=["prompt_tokens", "completion_tokens"])[:]
+    source, target = counted["prompt_tokens"].copy(), counted["completion_tokens"].copy()
     length = source + target
     over = np.flatnonzero(length > max_length)
     if len(over) and overlong == "refuse":
@@ -202,20 +201,17 @@ def tokenize(
             f"max_length={length.max()} holds all, overlong='leave_out' trains without them"
         )
     for row in over:
-        source[row], target[row] = (
-            infer_seqlen(int(source[row]), int(target[row]), max_length) if overlong == "cut" else (0, 0)
-        )
-    kept = target > 0  # also: a prompt with nothing left of its completion teaches nothing
+        left = infer_seqlen(int(source[row]), int(target[row]), max_length) if overlong == "cut" else (0, 0)
+        source[row], target[row] = left
+    kept = target > 0  # not a prompt that was cut down to no completion either: it teaches nothing
     if not kept.any():
         raise ValueError(
             f"none of {len(rows):,} rows fits max_length={max_length}, the shortest has {length.min()} tokens; "
             "give a larger max_length"
         )
-    selected = encoded if kept.all() else encoded.select(np.flatnonzero(kept))
-    dataset = selected.map(
-        _Label(max_length), features=Features({"input_ids": ids, "labels": ids}),
-        remove_columns=["prompt_tokens", "completion_tokens"], desc="Label", **how,
-    )  # fmt: skip
+    dataset = tokens.select_columns(["input_ids", "labels"])
+    if not kept.all():
+        dataset = dataset.select(np.flatnonzero(kept))
 
     def count(which: "np.ndarray") -> Counts:
         stays = which & kept
@@ -225,10 +221,11 @@ def tokenize(
         )  # fmt: skip
         return Counts(*map(int, numbers))
 
+    named = np.array([str(each) for each in rows["language"]] if "language" in rows.column_names else [])
     return TokenizedSet(
         dataset,
         counts=count(np.ones(len(rows), bool)),
-        languages={language: count(which) for language, which in _by_language(rows)},
+        languages={language: count(named == language) for language in dict.fromkeys(named.tolist())},
         max_length=max_length,
         overlong_rows=tuple(map(int, over[:10])),
         fingerprint=_fingerprint(dataset),
@@ -236,40 +233,29 @@ def tokenize(
 
 
 @dataclass(frozen=True)
-class _Encode:
-    """Batch function: chats as ids and their counts, nothing cut."""
+class _Tokens:
+    """Batch function: chats as ids and labels, cut where they are too long, and the counts from before that."""
 
     chat: ChatFormat
-
-    def __call__(self, batch: Batch, rows: list[int]) -> Batch:
-        encoded: Batch = {"input_ids": [], "prompt_tokens": [], "completion_tokens": []}
-        for prompt, completion, row in zip(batch["prompt"], batch["completion"], rows, strict=True):
-            if [message["role"] for message in completion] != ["assistant"]:
-                raise ColumnError(f"row {row}: the completion is not one assistant message; use as_training_set(edits)")
-            source, target = self.chat.encode(prompt), self.chat.encode_answer(completion[0]["content"])
-            for name, value in zip(encoded, (source + target, len(source), len(target)), strict=True):
-                encoded[name].append(value)
-        return encoded
-
-
-@dataclass(frozen=True)
-class _Label:
-    """Batch function: labels, and both sides of a row that is too long cut from the right."""
-
     max_length: int
 
-    def __call__(self, batch: Batch) -> Batch:
-        labelled: Batch = {"input_ids": [], "labels": []}
-        for ids, source, target in zip(
-            *(batch[n] for n in ("input_ids", "prompt_tokens", "completion_tokens")), strict=True
-        ):
-            kept = (source, target)
-            if source + target > self.max_length:
-                kept = infer_seqlen(source, target, self.max_length)
-            prompt, completion = ids[: kept[0]], ids[source : source + kept[1]]
-            labelled["input_ids"].append(prompt + completion)
-            labelled["labels"].append([MASKED] * len(prompt) + completion)
-        return labelled
+    def __call__(self, prompts: list[Any], completions: list[Any], rows: list[int]) -> Batch:
+        batch: Batch = {"input_ids": [], "labels": [], "prompt_tokens": [], "completion_tokens": []}
+        for prompt, completion, row in zip(prompts, completions, rows, strict=True):
+            is_chat = not isinstance(prompt, str) and not isinstance(completion, str)
+            if not is_chat or [message["role"] for message in completion] != ["assistant"]:
+                raise ColumnError(
+                    f"row {row}: prompt and completion are not a chat and one assistant message; write them with as_training_set(edits)"
+                )
+            source, target = self.chat.encode(prompt), self.chat.encode_answer(completion[0]["content"])
+            batch["prompt_tokens"].append(len(source))
+            batch["completion_tokens"].append(len(target))
+            if len(source) + len(target) > self.max_length:
+                kept_source, kept_target = infer_seqlen(len(source), len(target), self.max_length)
+                source, target = source[:kept_source], target[:kept_target]
+            batch["input_ids"].append(source + target)
+            batch["labels"].append([MASKED] * len(source) + target)
+        return batch
 
 
 def infer_seqlen(source: int, target: int, cutoff: int) -> tuple[int, int]:
@@ -305,24 +291,15 @@ def _spelled(number: int, tokenizer: Any) -> str:
     piece = str(tokenizer.convert_ids_to_tokens(number))
     if "\N{REPLACEMENT CHARACTER}" in text and _BYTES.keys() >= set(piece):
         return repr(bytes(_BYTES[each] for each in piece))
-    return repr(
-        piece.replace("▁", " ") if piece.startswith("▁") else text
-    )  # decoding takes SentencePiece's first space
+    if piece.startswith("▁"):  # SentencePiece's space, which decoding takes from a first token
+        text = piece.replace("▁", " ")
+    return repr(text)
 
 
 # How byte-level vocabularies write bytes, since GPT-2: printable ones as themselves, the others from U+0100 on.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _BYTES = {chr(byte): byte for byte in _PRINTABLE}
 _BYTES |= {chr(0x100 + at): byte for at, byte in enumerate(sorted({*range(0x100)} - {*_PRINTABLE}))}
-
-
-def _by_language(rows: "Dataset") -> "list[tuple[str, np.ndarray]]":
-    """Each language and which rows are of it, in order of appearance."""
-    if "language" not in rows.column_names:
-        return []
-    column = rows.select_columns("language").with_format("arrow")[:]["language"].combine_chunks()
-    codes = column.dictionary_encode(null_encoding="encode")
-    return [(str(name), codes.indices.to_numpy() == code) for code, name in enumerate(codes.dictionary.to_pylist())]
 
 
 def _fingerprint(dataset: "Dataset") -> str:
