@@ -28,6 +28,7 @@ from midb.generators.weights import resolve_adapter
 from midb.prompts import PROMPT
 from midb.review import summarize
 from midb.schema import as_edits, as_pairs
+from midb.train.__main__ import train
 
 app = typer.Typer(
     help="Boost multilingual instruction data: rewrite the bad rows of a dataset with a tuned LLM.",
@@ -252,6 +253,9 @@ def data(
     write_dataset(edits, out)
     mended = sum(bool(repair) for repair in edits["repair"])
     _console().print(f"{len(edits):,} edits, {mended:,} with a repair (column 'repair'), written to {plain(out)}")
+
+
+app.command()(_plain_errors(train))
 
 
 def _splits(dataset: Any) -> list[Any]:

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from midb.adapter import ADAPTER_FILE, AdapterRecord, read_record
 from midb.errors import require_extra
+from midb.generators.adapter import ADAPTER_FILE, AdapterRecord, read_record
 
 ADAPTER_CONFIG = "adapter_config.json"
 

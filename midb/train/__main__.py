@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from midb import release
-from midb.adapter import AdapterRecord, read_record
 from midb.errors import ColumnError, MidbError
 from midb.files import read_dataset
+from midb.generators.adapter import AdapterRecord, read_record
 from midb.generators.weights import ADAPTER_CONFIG
 from midb.recipe import LoraRecipe
 from midb.schema import as_edits

@@ -13,10 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midb.adapter import AdapterRecord
 from midb.chat import ChatFormat
 from midb.distance import filter_by_edit_distance
 from midb.errors import require_extra
+from midb.generators.adapter import AdapterRecord
 from midb.generators.weights import ADAPTER_CONFIG, is_local, weights_name
 from midb.prompts import TAGS
 from midb.recipe import LoraRecipe, check_target_modules

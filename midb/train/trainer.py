@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midb.adapter import AdapterRecord
+from midb.generators.adapter import AdapterRecord
 from midb.recipe import LoraRecipe
 from midb.train.log import append_log, plot_log, write_log
 from midb.train.plan import Plan, Preview
