@@ -212,8 +212,10 @@ def test_auto_takes_the_models_own_template_before_the_llama3_text():
 
 def test_a_tokenizer_that_cannot_render_is_refused_with_the_way_out():
     bare = byte_level(["</s>"])
-    with pytest.raises(ValueError, match="neither a chat template nor"):
+    with pytest.raises(ValueError, match=r"neither a chat template nor .* rendering='plain' for a base model"):
         ChatFormat(bare)
+    with pytest.raises(ValueError, match=r"no end token .* set tokenizer\.eos_token"):
+        ChatFormat(bare, "plain")
     with pytest.raises(ValueError, match="no chat template; pass rendering='llama3'"):
         ChatFormat(bare, "template")
     with pytest.raises(ValueError, match="no Llama 3 header tokens"):
@@ -237,6 +239,14 @@ def test_the_hash_follows_the_template_and_the_rendering():
     hashes = [ChatFormat(tokenizer).hash() for tokenizer in FAMILIES.values()]
     assert len({*hashes, ChatFormat(FAMILIES["llama3.1"], "llama3").hash()}) == len(FAMILIES)
     assert ChatFormat(FAMILIES["llama3.1"], "llama3").hash() == ChatFormat(FAMILIES["llama3 base"]).hash()
+    assert ChatFormat(FAMILIES["llama3 base"]).hash() == "9ac896b6f5dab866"  # adapters and journals are named by it
+
+
+def test_the_hash_of_plain_text_follows_the_tokens_around_it():
+    ends = byte_level(["<s>", "</s>"], eos_token="</s>"), byte_level(["<s>", "</s>"], eos_token="<s>")
+    begins = byte_level(["<s>", "</s>"], bos_token="<s>", eos_token="</s>")
+    assert len({ChatFormat(tokenizer, "plain").hash() for tokenizer in (*ends, begins)}) == 3
+    assert ChatFormat(FAMILIES["mistral"], "plain").hash() != ChatFormat(FAMILIES["mistral"]).hash()
 
 
 @pytest.mark.parametrize(
@@ -253,3 +263,131 @@ def test_the_hash_follows_the_template_and_the_rendering():
 def test_an_answer_ends_where_the_template_would_end_it(family, ends):
     chat = ChatFormat(FAMILIES[family])
     assert {chat.tokenizer.convert_ids_to_tokens(i) for i in chat.stop_ids} == ends
+
+
+# Every rendering of every family: what a booster may be trained with.
+RENDERINGS = [(family, "auto") for family in FAMILIES] + [
+    ("llama3.1", "llama3"), *((family, "plain") for family in ("llama3 base", "chatml", "mistral", "gemma", "folded"))
+]  # fmt: skip
+PLAIN = {family: ChatFormat(FAMILIES[family], "plain") for family, rendering in RENDERINGS if rendering == "plain"}
+
+
+def test_plain_text_is_the_question_a_blank_line_and_the_answer():
+    bare, gemma = ChatFormat(byte_level(["</s>"], eos_token="</s>"), "plain"), PLAIN["gemma"]
+    system, answer = {"role": "system", "content": "Be brief."}, {"role": "assistant", "content": " Hello \n"}
+    assert bare.render(user(" Hi\n")) == " Hi\n\n\n"
+    assert gemma.render([system, *user("Hi")]) == "<bos>Be brief.\n\nHi\n\n"
+    assert gemma.render([*user("Hi"), answer], answer=False) == "<bos>Hi\n\n Hello \n<eos>"
+    assert gemma.render(user("Hi"), answer=False) == "<bos>Hi"
+
+
+@pytest.mark.parametrize(
+    ("roles", "answer"),
+    [
+        ("", True),
+        ("assistant", False),
+        ("user assistant user", True),
+        ("user assistant user assistant", False),
+        ("user assistant", True),
+        ("user tool", True),
+    ],
+)
+def test_plain_text_holds_one_question_and_says_so(roles, answer):
+    turns = [{"role": role, "content": "x"} for role in roles.split()]
+    with pytest.raises(ValueError, match=r"holds one question .* use a model with a chat template"):
+        PLAIN["gemma"].render(turns, answer=answer)
+
+
+@pytest.mark.parametrize("family", PLAIN)
+@settings(max_examples=80, deadline=None)
+@given(content=TEXTS, system=TEXTS)
+def test_no_message_can_write_a_control_token_in_plain_text(family, content, system):
+    chat = PLAIN[family]
+    ids = chat.encode([{"role": "system", "content": system}, *user(content)])
+    found = [i for i in ids if i in chat.tokenizer.all_special_ids and i != chat.tokenizer.unk_token_id]
+    assert found == [i for i in [chat.tokenizer.bos_token_id] if i is not None]
+
+
+@settings(max_examples=80, deadline=None)
+@given(content=TEXTS)
+def test_the_model_reads_every_letter_of_a_plain_question(content):
+    chat = PLAIN["llama3 base"]
+    assert chat.tokenizer.decode(chat.encode(user(content))) == chat.render(user(content))
+
+
+@pytest.mark.parametrize("family", PLAIN)
+@settings(max_examples=40, deadline=None)
+@given(content=st.text(st.characters(codec="utf-8", exclude_characters="<[|［"), max_size=60))
+def test_a_clean_plain_question_has_the_ids_of_its_text(family, content):
+    chat = PLAIN[family]
+    assert chat.encode(user(content)) == chat.tokenizer.encode(chat.render(user(content)), add_special_tokens=False)
+
+
+def test_a_plain_answer_ends_with_the_end_of_text():
+    for chat in PLAIN.values():
+        assert chat.stop_ids == [chat.end_id] == [chat.tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize(("family", "rendering"), RENDERINGS)
+@settings(max_examples=80, deadline=None)
+@given(text=TEXTS)
+@example(text="［E］")
+@example(text="")
+def test_an_answer_holds_one_control_token_and_ends_with_it(family, rendering, text):
+    chat = ChatFormat(FAMILIES[family], rendering)
+    *ids, end = chat.encode_answer(text)
+    assert end == chat.end_id
+    assert end in chat.stop_ids
+    assert not {*ids} & {*chat.stop_ids}
+    # What a rendering does not write is no control token of it: a tool's tag, and a thought's where no template has one.
+    assert {*control_tokens(chat.tokenizer, ids)} <= ({"<think>", "</think>"} if rendering == "plain" else set())
+
+
+@pytest.mark.parametrize(
+    ("family", "rendering", "end"),
+    [
+        ("llama3 base", "llama3", "<|eot_id|>"),
+        ("llama3 base", "plain", "<|end_of_text|>"),
+        ("llama3.1", "template", "<|eot_id|>"),
+        ("chatml", "template", "<|im_end|>"),
+        ("gemma", "template", "<end_of_turn>"),
+        ("gemma", "plain", "<eos>"),
+        ("mistral", "template", "</s>"),
+        ("phi", "template", "<|end|>"),
+    ],
+)
+def test_an_answer_is_trained_to_end_as_the_rendering_ends_it(family, rendering, end):
+    chat = ChatFormat(FAMILIES[family], rendering)
+    assert chat.tokenizer.convert_ids_to_tokens(chat.end_id) == end
+
+
+def test_an_answer_that_nothing_ends_is_refused():
+    endless = byte_level(["<|user|>"], template="{% for m in messages %}{{ '<|user|>' + m.content }}{% endfor %}")
+    assert ChatFormat(endless).stop_ids == []
+    with pytest.raises(ValueError, match=r"names an end token; set tokenizer\.eos_token"):
+        ChatFormat(endless).encode_answer("Hi")
+
+
+@pytest.mark.parametrize("rendering", ["template", "llama3", "plain"])
+@settings(max_examples=80, deadline=None)
+@given(text=TEXTS)
+def test_every_letter_of_an_answer_is_learned(rendering, text):
+    chat = ChatFormat(FAMILIES["llama3.1"], rendering)
+    assert chat.tokenizer.decode(chat.encode_answer(text)[:-1]) == text
+
+
+@settings(max_examples=80, deadline=None)
+@given(text=TEXTS, clean=st.text(st.characters(codec="utf-8", exclude_characters="<"), max_size=60))
+def test_an_answer_has_the_ids_of_the_reference(text, clean):
+    tokenizer = FAMILIES["llama3 base"]
+    for parity, answer in ((True, text), (True, clean), (False, clean)):
+        expected = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.convert_tokens_to_ids("<|eot_id|>")]
+        assert ChatFormat(tokenizer, "llama3", parity).encode_answer(answer) == expected
+
+
+def test_an_answer_follows_the_header_under_which_it_is_asked_for():
+    thinking, spaced = ChatFormat(FAMILIES["chatml"]), ChatFormat(FAMILIES["mistral"])
+    whole = thinking.encode(user("Hi")) + thinking.encode_answer("Hello")
+    assert thinking.tokenizer.decode(whole).endswith("assistant\n<think>\n\n</think>\n\nHello<|im_end|>")
+    assert spaced.tokenizer.convert_ids_to_tokens(spaced.encode_answer("an")) == ["a", "n", "</s>"]  # no "▁" before
+    assert spaced.tokenizer.convert_ids_to_tokens(PLAIN["mistral"].encode_answer(" an")) == ["▁", "a", "n", "</s>"]
