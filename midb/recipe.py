@@ -4,12 +4,13 @@ Knows numbers and names, and which of them can work together. Loads no model and
 says. A file may be written with our names or as a LLaMA-Factory training file, which is how the method was published.
 """
 
+import contextlib
 import difflib
 import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -37,7 +38,7 @@ class LoraRecipe:
         model: Base model, a Hub id or a folder. MIDB README. (AAAI version: Llama-3.1-8B-Instruct; CoachLM: ChatGLM2-6B.)
         r: Rank of the adapter. MIDB README, CoachLM.
         lora_alpha: The adapter is scaled by lora_alpha / r, here 0.5. MIDB README, CoachLM.
-        lora_dropout: Share of the adapter's inputs set to zero, in [0, 1). LLaMA-Factory default.
+        lora_dropout: Share of the adapter's inputs set to zero, in [0, 1). LLaMA-Factory default. (CoachLM, inferred: 0.1.)
         target_modules: "all-linear" (every linear layer but the output), or names of modules. Inferred: the README's key
             is misspelt and its names are ChatGLM's, so that only all linear layers can have been trained.
         k: How many edits of each language to keep, those that changed the most; a float in (0, 1] is a share; None keeps
@@ -47,7 +48,7 @@ class LoraRecipe:
             MIDB README: 1000, which never bites at 720 edits a language.
         learning_rate: Highest learning rate. MIDB README, CoachLM. (AAAI version: 4e-4.)
         lr_scheduler_type: How it falls, a name of transformers. MIDB README, CoachLM.
-        warmup_ratio: Share of all steps over which it rises, in [0, 1]. MIDB README.
+        warmup_ratio: Share of all steps over which it rises, in [0, 1). MIDB README. (CoachLM, inferred: 0.)
         num_train_epochs: Passes over the edits. MIDB README. (AAAI version: 3; CoachLM: 7.)
         max_steps: Optimiser steps, instead of epochs; -1 leaves it to them. LLaMA-Factory default.
         per_device_train_batch_size: Rows per device and forward pass. MIDB README.
@@ -72,10 +73,11 @@ class LoraRecipe:
         packing: Several rows in one sequence. LLaMA-Factory default.
         quantization: "4bit" keeps the frozen weights in four bits (QLoRA). LLaMA-Factory default.
         deepspeed: Path of a DeepSpeed JSON file. MIDB README: ZeRO-3, which changes the memory needed and not the method.
-        logging_steps: Steps between two lines of the log. LLaMA-Factory's example.
-        save_steps: Steps between two checkpoints. LLaMA-Factory's example.
+        logging_steps: Steps between two lines of the log. MIDB README.
+        save_steps: Steps between two checkpoints. LLaMA-Factory default; MIDB README: 100.
         save_total_limit: Checkpoints to keep; None keeps all. Ours.
-        trust_remote_code: Run Python code that comes with the model. Ours: a file or a caller has to ask for it.
+        trust_remote_code: Run Python code that comes with the model. Ours: nobody but you turns it on. MIDB README: true,
+            which Llama does not need.
         dataset: For the command line: a file, a folder, a Hub id, or "midb" for the published edits. Never read here.
         output_dir: For the command line: where the adapter goes. Never read here.
 
@@ -131,14 +133,15 @@ class LoraRecipe:
     def preset(cls, name: str) -> Self:
         """A published set: "midb-readme", "midb-paper-v2" or "coachlm".
 
-        - `midb-readme`: published, MIDB's README. Its adapter key cannot have worked as printed; all linear layers are
-          inferred. Its ZeRO-3 file is left out: it divides memory among GPUs and is no part of the method.
+        - `midb-readme`: published, MIDB's README. That all linear layers are trained is inferred: the names it prints for
+          them are not Llama's, under a misspelt key. Left out are ZeRO-3, which is about memory, and running remote code.
         - `midb-paper-v2`: from secondary notes of the AAAI version, so probable and not confirmed: the Instruct model,
-          three epochs, 4e-4, 128 rows a step, the farthest 30 %. What the notes do not say is as in `midb-readme`.
-        - `coachlm`: published, CoachLM's README: ChatGLM2-6B and its module names, seven epochs, 32 rows a step, float16,
-          "around" 30 % and CoachLM's own prompt. What it does not say is as in `midb-readme`. CoachLM wrote pairs as
-          `Instruction: … Input: … Response: …`; ours keep the tags of MIDB, so this is its training and not its text.
-          ChatGLM2 comes with code of its own: set `trust_remote_code` if you trust it, or another `model` and
+          three epochs, 4e-4, 128 rows a step, the 30 % that changed the most. The rest is as in `midb-readme`.
+        - `coachlm`: published, CoachLM's README: ChatGLM2-6B and its module names, r, alpha, seven epochs, 2e-4, 32 rows a
+          step, float16, "around the first 30%", and its own prompt. Dropout and warmup are inferred: the defaults of the
+          tool it names (ChatGLM-Efficient-Tuning). `max_length` is ours. CoachLM wrote pairs as `Instruction: … Input: …
+          Response: …`; here they keep MIDB's tags and the rendering "plain", so this is its training and not its text.
+          ChatGLM2 brings code of its own: set `trust_remote_code` if you trust it, or take another `model` with
           `target_modules="all-linear"`.
 
         Raises:
@@ -153,8 +156,9 @@ class LoraRecipe:
         """Read a recipe from a file with the names above, those of LLaMA-Factory, or both.
 
         Whatever could not mean here what it means there is refused, all of it in one error. Keys without an effect here
-        are named in one warning. What the file leaves out has the default of this class, not LLaMA-Factory's. As there,
-        paths in the file start from the working directory.
+        are named in one warning. What the file leaves out has the default of this class; where a file of LLaMA-Factory's
+        names leaves out what would be another number there, the warning says so. As there, paths start from the working
+        directory.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -162,25 +166,24 @@ class LoraRecipe:
             MissingExtraError: PyYAML is not installed.
         """
         entries, faults = _read(path)
-        names = [each.name for each in fields(cls)]
+        kinds = {each.name: str(each.type) for each in fields(cls)}
         values: dict[str, Any] = {}
         sources: dict[str, str] = {}
         aside: dict[str, list[str]] = {}
         for key, value in entries.items():
             meaning: dict[str, Any] = {}
-            if key in names or key in _RENAMED:
-                meaning = {_RENAMED.get(key, key): _as_number(value)}
+            if (name := _RENAMED.get(key, key)) in kinds:
+                meaning = {name: _as_number(value) if "float" in kinds[name] else value}
             elif key in _CHOICES:
                 choices, advice = _CHOICES[key]
                 found = [each for choice, each in choices.items() if choice == value]
-                if found:
-                    meaning = found[0]
-                elif value is not None:
-                    faults.append(f"{key}: {value!r} cannot be done; {advice}")
+                if not found and value is not None:
+                    faults.append(f"{key}: {value!r:.80} cannot be done; {advice}")
+                meaning = found[0] if found else {}
             elif key in _ASIDE:
                 aside.setdefault(_ASIDE[key], []).append(key)
             else:
-                faults.append(_unknown(key, [*names, *_RENAMED, *_CHOICES, *_ASIDE]))
+                faults.append(_unknown(key, [*kinds, *_RENAMED, *_CHOICES, *_ASIDE]))
             for name, each in meaning.items():
                 if name in values:
                     faults.append(f"{key} and {sources[name]} both set {name}; keep one of them")
@@ -190,16 +193,23 @@ class LoraRecipe:
         if isinstance(values.get("deepspeed"), str) and not os.path.isfile(values["deepspeed"]):
             faults.append(
                 f"deepspeed: there is no file {values['deepspeed']} here; give the path of a DeepSpeed JSON file, or remove "
-                "the line: an adapter that fits on one GPU needs none"
+                "the line: a model that fits on one GPU needs none"
             )
+        if values.get("global_batch_size") is not None and "gradient_accumulation_steps" in values:
+            faults.append("gradient_accumulation_steps follows from global_batch_size; keep one of them")
         complete = {
             each.name: _plain(each.name, each.type, values.get(each.name, each.default)) for each in fields(cls)
         }
         faults += _faults(complete, sources)
         if faults:
             raise ValueError(f"{path} cannot be used as it is; mend each of these\n  " + "\n  ".join(faults))
-        if said := [f"{', '.join(keys)} ({why})" for why, keys in aside.items()]:
-            warnings.warn(f"{path} sets what has no effect here: {'; '.join(said)}", stacklevel=2)
+        said = [f"{', '.join(keys)} ({why})" for why, keys in aside.items()]
+        said = ["no effect here: " + "; ".join(said)] if said else []
+        left = [f"{name}={complete[name]!r}" for name in _OTHERWISE if name not in values]
+        if left and not entries.keys() <= kinds.keys():
+            said.append("left out, and set otherwise than by LLaMA-Factory: " + ", ".join(left))
+        if said:
+            warnings.warn(f"{path}: " + ". ".join(said), stacklevel=2)
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -223,7 +233,7 @@ def check_target_modules(target_modules: str | Iterable[str], available: Iterabl
     names = list(available)
     wanted = _module_names(target_modules)
     if missing := [each for each in wanted if not any(f".{name}".endswith(f".{each}") for name in names)]:
-        kinds = sorted({name.rpartition(".")[2] for name in names} - {str(number) for number in range(1000)})
+        kinds = sorted(kind for kind in {name.rpartition(".")[2] for name in names} if not kind.isdigit())
         raise ValueError(
             f"the model has no modules named {', '.join(missing)}; it has {', '.join(kinds)}. Name some of these, or take "
             "all of them: target_modules: all-linear (in a LLaMA-Factory file, lora_target: all)"
@@ -244,7 +254,7 @@ def _number(words: str, test: Callable[[float], bool]) -> _Rule:
     return f"a number {words}", lambda v: type(v) in (int, float) and abs(v) < 1e300 and test(v)
 
 
-def _one_of(*options: str) -> _Rule:
+def _one_of(options: Sequence[str]) -> _Rule:
     return f"one of {', '.join(options)}", lambda value: isinstance(value, str) and value in options
 
 
@@ -253,66 +263,47 @@ def _or_none(rule: _Rule) -> _Rule:
     return f"{words}, or nothing (None, in a file null)", lambda value: value is None or test(value)
 
 
+def _is_k(value: Any) -> bool:
+    return (type(value) is int and value >= 1) or (type(value) is float and 0 < value <= 1)
+
+
+def _are_modules(value: Any) -> bool:
+    """As `_module_names` leaves them."""
+    if not isinstance(value, tuple) or not all(isinstance(name, str) for name in value):
+        return isinstance(value, str) and value == "all-linear"
+    return bool(value) and all(re.fullmatch(r"(?!all(-linear)?$)[\w.-]+", name) for name in value)
+
+
 _TEXT: _Rule = ("a text that is not empty", lambda value: isinstance(value, str) and bool(value.strip()))
 _SWITCH: _Rule = ("true or false", lambda value: isinstance(value, bool))
-_POSITIVE = _number("above 0", lambda value: value > 0)
-_NOT_NEGATIVE = _number("of at least 0", lambda value: value >= 0)
-_SHARE = _number("of at least 0 and below 1", lambda value: 0 <= value < 1)
+_SCHEDULES = (  # those of transformers that need no settings of their own
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+)  # fmt: skip
 
 _RULES: dict[str, _Rule] = {
-    "model": _TEXT,
-    "r": _whole(1),
-    "lora_alpha": _whole(1),
-    "lora_dropout": _SHARE,
-    "target_modules": (
-        "'all-linear', or names of modules such as q_proj, v_proj (no patterns)",
-        lambda value: value == "all-linear" or (isinstance(value, tuple) and bool(value) and all(map(_is_name, value))),
-    ),
-    "k": _or_none(
-        (
-            "a whole number of at least 1 or a share such as 0.3",
-            lambda value: (type(value) is int and value >= 1) or (type(value) is float and 0 < value <= 1),
-        )
-    ),
-    "max_rows": _or_none(_whole(1)),
-    "learning_rate": _POSITIVE,
-    # Those of transformers that need no settings of their own.
-    "lr_scheduler_type": _one_of(
-        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
-    ),
-    "warmup_ratio": _SHARE,
-    "num_train_epochs": _POSITIVE,
-    "max_steps": ("a whole number of at least 1, or -1", lambda v: type(v) is int and (v >= 1 or v == -1)),
-    "per_device_train_batch_size": _whole(1),
-    "gradient_accumulation_steps": _whole(1),
-    "global_batch_size": _or_none(_whole(1)),
-    "weight_decay": _NOT_NEGATIVE,
-    "adam_beta1": _SHARE,
-    "adam_beta2": _SHARE,
-    "adam_epsilon": _POSITIVE,
-    "max_grad_norm": _NOT_NEGATIVE,
-    "seed": ("a whole number from 0 to 4294967295", lambda value: type(value) is int and 0 <= value < 2**32),
-    "max_length": _whole(2),
-    "overlong": _one_of(*get_args(Overlong)),
-    "rendering": _one_of(*get_args(Rendering)),
-    "parity": _SWITCH,
-    "prompt": _TEXT,
-    "dtype": _one_of(*get_args(Dtype)),
-    "gradient_checkpointing": _SWITCH,
-    "packing": _SWITCH,
-    "quantization": _or_none(_one_of("4bit")),
-    "deepspeed": _or_none(_TEXT),
-    "logging_steps": _whole(1),
-    "save_steps": _whole(1),
-    "save_total_limit": _or_none(_whole(1)),
-    "trust_remote_code": _SWITCH,
-    "dataset": _or_none(_TEXT),
-    "output_dir": _or_none(_TEXT),
+    name: rule
+    for names, rule in (
+        ("model prompt", _TEXT),
+        ("deepspeed dataset output_dir", _or_none(_TEXT)),
+        ("parity gradient_checkpointing packing trust_remote_code", _SWITCH),
+        ("r lora_alpha per_device_train_batch_size gradient_accumulation_steps logging_steps save_steps", _whole(1)),
+        ("max_rows global_batch_size save_total_limit", _or_none(_whole(1))),
+        ("max_length", _whole(2)),
+        ("max_steps", ("a whole number of at least 1, or -1", lambda v: type(v) is int and (v >= 1 or v == -1))),
+        ("seed", ("a whole number from 0 to 4294967295", lambda v: type(v) is int and 0 <= v < 2**32)),
+        ("k", _or_none(("a whole number of at least 1 or a share such as 0.3", _is_k))),
+        ("learning_rate num_train_epochs adam_epsilon", _number("above 0", lambda v: v > 0)),
+        ("weight_decay max_grad_norm", _number("of at least 0", lambda v: v >= 0)),
+        ("lora_dropout warmup_ratio adam_beta1 adam_beta2", _number("from 0 to below 1", lambda v: 0 <= v < 1)),
+        ("lr_scheduler_type", _one_of(_SCHEDULES)),
+        ("overlong", _one_of(get_args(Overlong))),
+        ("rendering", _one_of(get_args(Rendering))),
+        ("dtype", _one_of(get_args(Dtype))),
+        ("quantization", _or_none(_one_of(("4bit",)))),
+        ("target_modules", ("all-linear, or names of modules such as q_proj, v_proj (no patterns)", _are_modules)),
+    )
+    for name in names.split()
 }
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[\w.-]+", value) is not None and not value.startswith("all")
 
 
 def _module_names(value: Any) -> Any:
@@ -336,7 +327,7 @@ def _faults(values: dict[str, Any], sources: dict[str, str] | None = None) -> li
     """What is wrong, a line each; `sources` says under which other name a value was given."""
     named = {name: (sources or {}).get(name, name) for name in _RULES}
     faults = [
-        f"{named[name]}: {values[name]!r} cannot be used; give {words}"
+        f"{named[name]}: {values[name]!r:.80} cannot be used; give {words}"
         for name, (words, test) in _RULES.items()
         if not test(values[name])
     ]
@@ -351,114 +342,88 @@ def _faults(values: dict[str, Any], sources: dict[str, str] | None = None) -> li
 # --- what is published ------------------------------------------------------------------------------------------------
 
 _README: dict[str, Any] = {"rendering": "llama3", "dtype": "bfloat16", "max_rows": 1000, "save_steps": 100}
-
 _PRESETS: dict[str, dict[str, Any]] = {
     "midb-readme": _README,
     "midb-paper-v2": {
-        **_README,
-        "model": "meta-llama/Llama-3.1-8B-Instruct",
-        "k": 0.3,
-        "max_rows": None,
-        "learning_rate": 4e-4,
-        "num_train_epochs": 3.0,
-        "global_batch_size": 128,
+        **_README, "model": "meta-llama/Llama-3.1-8B-Instruct", "k": 0.3, "max_rows": None, "learning_rate": 4e-4,
+        "num_train_epochs": 3.0, "global_batch_size": 128,
     },
     "coachlm": {
-        "model": "zai-org/chatglm2-6b",
+        "model": "zai-org/chatglm2-6b", "k": 0.3, "num_train_epochs": 7.0, "global_batch_size": 32, "dtype": "float16",
         "target_modules": ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
-        "lora_dropout": 0.1,
-        "k": 0.3,
-        "warmup_ratio": 0.0,
-        "num_train_epochs": 7.0,
-        "global_batch_size": 32,
-        "rendering": "plain",
+        "lora_dropout": 0.1, "warmup_ratio": 0.0, "rendering": "plain",
         "prompt": "Improve the following instruction, input and response pair to be more specific, detailed with more logical "
         "steps and grammarly corrected.",
-        "dtype": "float16",
     },
-}
+}  # fmt: skip
 
 # --- LLaMA-Factory's file ---------------------------------------------------------------------------------------------
 
 _RENAMED = {
-    "model_name_or_path": "model",
-    "lora_rank": "r",
-    "lora_target": "target_modules",
-    "cutoff_len": "max_length",
+    "model_name_or_path": "model", "lora_rank": "r", "lora_target": "target_modules", "cutoff_len": "max_length",
     "max_samples": "max_rows",
-}
+}  # fmt: skip
 
 # Its key → what each value that works here sets, and what to do about any other. null is always "not set".
 _CHOICES: dict[str, tuple[dict[Any, dict[str, Any]], str]] = {
     "stage": ({"sft": {}}, "a booster is fine-tuned on its answers: write stage: sft"),
     "do_train": ({True: {}}, "a recipe is for training: write do_train: true, or remove the line"),
     "finetuning_type": ({"lora": {}}, "midb trains LoRA adapters: write finetuning_type: lora"),
-    "template": (
-        {"llama3": {"rendering": "llama3"}},
-        "write template: llama3, or remove it and write rendering: template (the model's own chat template), plain (for "
-        "base models without one) or auto",
-    ),
+    "template": ({"llama3": {"rendering": "llama3"}}, "write template: llama3; or remove it and write rendering: template (the "
+                 "model's own chat template), plain (for base models without one) or auto (whichever of llama3 and template fits)"),
+    "train_on_prompt": ({False: {}}, "the loss is over the answer only, as published; remove the line"),
     "bf16": ({True: {"dtype": "bfloat16"}, False: {}}, "write true or false"),
     "fp16": ({True: {"dtype": "float16"}, False: {}}, "write true or false"),
-    "pure_bf16": ({False: {}}, "the adapter's own weights stay float32 here: write bf16: true"),
+    "pure_bf16": ({False: {}}, "the adapter's own weights stay float32: write bf16: true"),
     "disable_gradient_checkpointing": (
-        {True: {"gradient_checkpointing": False}, False: {"gradient_checkpointing": True}},
-        "write true or false",
-    ),
+        {True: {"gradient_checkpointing": False}, False: {"gradient_checkpointing": True}}, "write true or false"),
     "quantization_bit": ({4: {"quantization": "4bit"}}, "write 4, or remove the line"),
     "quantization_method": ({"bnb": {}, "bitsandbytes": {}}, "midb quantizes with bitsandbytes; remove the line"),
-    "quantization_type": ({"nf4": {}}, "four bits are nf4 here; remove the line"),
-    "double_quantization": ({True: {}}, "it is always on here; remove the line"),
+    "quantization_type": ({"nf4": {}}, "midb quantizes to nf4; remove the line"),
+    "double_quantization": ({True: {}}, "it is always on; remove the line"),
     "warmup_steps": ({0: {}}, "write warmup_ratio, a share of all steps"),
     "optim": ({"adamw_torch": {}, "adamw_torch_fused": {}}, "midb trains with AdamW; remove the line"),
-    "train_on_prompt": ({False: {}}, "the loss is over the answer only, as published; remove the line"),
     "neat_packing": ({False: {}}, "write packing: true, or remove the line"),
-    "mix_strategy": ({"concat": {}}, "there is one dataset, in its own order; remove the line"),
+    "mix_strategy": ({"concat": {}}, "there is one dataset; remove the line"),
     "val_size": ({0: {}}, "no rows are held back; remove the line, or train in Python and hand eval_edits to lora_trainer"),
     "save_strategy": ({"steps": {}}, "write save_steps, or remove the line"),
     "logging_strategy": ({"steps": {}}, "write logging_steps, or remove the line"),
     "model_revision": ({"main": {}}, "download that revision and give its folder as the model"),
     "resume_from_checkpoint": ({False: {}}, "midb train goes on by itself where output_dir stopped; remove the line"),
-    **{
-        key: ({False: {}}, f"midb has no {key}; remove the line")
-        for key in (
-            "adapter_name_or_path", "additional_target", "use_rslora", "use_dora", "loraplus_lr_ratio", "pissa_init",
-            "use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon", "use_llama_pro", "use_dft_loss",
-            "neftune_noise_alpha", "shift_attn", "rope_scaling", "mixture_of_depths", "resize_vocab", "add_tokens",
-            "add_special_tokens", "upcast_layernorm", "streaming", "interleave_probs", "default_system", "tool_format",
-            "disable_shuffling", "group_by_length", "early_stopping_steps", "load_best_model_at_end",
-            "label_smoothing_factor", "lr_scheduler_kwargs", "fp8", "fsdp", "push_to_hub",
-        )
-    },
+    **dict.fromkeys(
+        ("adapter_name_or_path", "additional_target", "use_rslora", "use_dora", "loraplus_lr_ratio", "pissa_init",
+         "use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon", "use_llama_pro", "neftune_noise_alpha",
+         "shift_attn", "rope_scaling", "resize_vocab", "add_tokens", "add_special_tokens", "upcast_layernorm", "streaming",
+         "interleave_probs", "default_system", "disable_shuffling", "group_by_length", "load_best_model_at_end",
+         "label_smoothing_factor", "lr_scheduler_kwargs", "fp8", "fsdp", "push_to_hub"),
+        ({False: {}}, "midb trains without it; remove the line")),
 }  # fmt: skip
 
 # Its keys that change nothing about the adapter here, and why.
 _ASIDE = {
     key: why
     for why, keys in {
-        "dataset names the place itself": ("dataset_dir", "media_dir"),
-        "rows are prepared in memory": (
-            "overwrite_cache", "preprocessing_num_workers", "preprocessing_batch_size", "dataloader_num_workers",
-            "dataloader_pin_memory", "tokenized_path", "buffer_size", "remove_unused_columns",
-        ),
-        "a row is one question and one answer": ("mask_history", "ignore_pad_token_for_loss"),
-        "nothing is evaluated while a file is trained": (
-            "eval_dataset", "do_eval", "eval_strategy", "evaluation_strategy", "eval_steps", "eval_on_each_dataset",
-            "per_device_eval_batch_size", "eval_num_beams", "compute_accuracy", "do_predict", "predict_with_generate",
-        ),
-        "log and loss curve always lie beside the adapter": (
-            "plot_loss", "report_to", "run_name", "logging_dir", "logging_first_step",
-            "include_num_input_tokens_seen", "include_tokens_per_second",
-        ),
-        "a folder is never overwritten unasked, and a checkpoint is always whole": ("overwrite_output_dir", "save_only_model"),
-        "what the machine has is used": (
-            "flash_attn", "enable_liger_kernel", "use_unsloth", "use_unsloth_gc", "use_reentrant_gc", "tf32",
-            "low_cpu_mem_usage", "use_fast_tokenizer", "use_v1_kernels", "ddp_find_unused_parameters",
-        ),
-        "the environment decides": ("ddp_timeout", "cache_dir", "hf_hub_token", "local_rank", "print_param_status"),
+        "dataset names the place itself": "dataset_dir media_dir",
+        "rows are prepared in memory": "overwrite_cache preprocessing_num_workers preprocessing_batch_size tokenized_path "
+        "dataloader_num_workers dataloader_pin_memory buffer_size remove_unused_columns",
+        "a row is one question and one answer": "mask_history ignore_pad_token_for_loss",
+        "no file names rows to evaluate on": "eval_dataset do_eval eval_strategy evaluation_strategy eval_steps "
+        "eval_on_each_dataset per_device_eval_batch_size eval_num_beams compute_accuracy do_predict predict_with_generate",
+        "log and loss curve are always written": "plot_loss report_to run_name logging_dir logging_first_step "
+        "include_num_input_tokens_seen include_tokens_per_second",
+        "nothing is overwritten unasked, and checkpoints are whole": "overwrite_output_dir save_only_model",
+        "what the machine has is used": "flash_attn enable_liger_kernel use_unsloth use_unsloth_gc use_reentrant_gc tf32 "
+        "low_cpu_mem_usage use_fast_tokenizer use_v1_kernels ddp_find_unused_parameters",
+        "the environment decides": "ddp_timeout cache_dir hf_hub_token local_rank print_param_status",
     }.items()
-    for key in keys
-}  # fmt: skip
+    for key in keys.split()
+}
+
+# Where its default is another than ours.
+_OTHERWISE = (
+    "k", "r", "lora_alpha", "learning_rate", "lr_scheduler_type", "warmup_ratio", "num_train_epochs", "max_length",
+    "per_device_train_batch_size", "gradient_accumulation_steps",
+)  # fmt: skip
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[str]]:
@@ -484,14 +449,20 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[str]]:
 
 def _as_number(value: Any) -> Any:
     """YAML 1.1 reads 1e-4 as text, and only 1.0e-4 as a number; whoever writes either means a number."""
-    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?\d+\.?\d*[eE][-+]?\d+", value)
+    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value)
     return float(value) if is_number else value
 
 
 def _unknown(key: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(key.strip().lower().replace("-", "_"), known, 1, 0.7)
-    guess = f"did you mean {close[0]}?" if close else "remove the line"
-    return f"{key} is no setting of a recipe; {guess} (LLaMA-Factory stops here too, or trains without it)"
+    what = f"did you mean {close[0]}?" if close else "remove the line"
+    # MIDB's README prints this one, and as its value the names of ChatGLM's modules.
+    more = (
+        " (MIDB's published file can only have run with it ignored, as lora_target: all)"
+        if key == "loar_target"
+        else ""
+    )
+    return f"{key} is no setting that midb knows; {what}{more}"
 
 
 def _dataset_faults(name: str, folder: Path) -> list[str]:
@@ -502,13 +473,13 @@ def _dataset_faults(name: str, folder: Path) -> list[str]:
         return []
     if name.lower().startswith("meb"):
         return [
-            f"dataset: {name} was never published; what is are machine translations of CoachLM's English edits: write "
-            "dataset: midb for those, or the path of a file that `midb data` has written"
+            f"dataset: {name} was never published; published are machine translations of CoachLM's English edits: "
+            "write dataset: midb for those, or the path of a file that `midb data` has written"
         ]
-    try:
+    place: Any = "midb (the published edits)"
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
         entry = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))[name]
         place = entry.get("hf_hub_url") or folder / entry["file_name"]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        place = "midb"
-    what = "a place that exists, one only" if "," in name or is_file else "a file, a folder, a Hub dataset (owner/name)"
-    return [f"dataset: there is no {name} here; give {what} or the published edits, e.g. dataset: {place}"]
+    return [
+        f"dataset: there is no {name} here; give one file, folder or Hub dataset (owner/name), e.g. dataset: {place}"
+    ]
