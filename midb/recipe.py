@@ -434,7 +434,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[str]]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}; give the path of a recipe, a YAML file")
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).read_text(encoding="utf-8")
         root, content = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}); convert it first, e.g. with iconv") from error

@@ -223,6 +223,7 @@ def test_every_field_survives_json_and_a_file(name):
 def test_any_recipe_survives_json(values):
     recipe = LoraRecipe(**values)
     assert {name: getattr(recipe, name) for name in values} == values
+    assert json.loads(json.dumps(recipe.to_dict())) == recipe.to_dict()
     assert LoraRecipe(**json.loads(json.dumps(recipe.to_dict()))) == recipe
     assert hash(LoraRecipe(**recipe.to_dict())) == hash(recipe)
 
@@ -429,6 +430,7 @@ def test_a_line_means_what_llama_factory_means(line, field, value):
         ("pure_bf16: true", "bf16: true"),
         ("bf16: 'true'", "write true or false"),
         ("quantization_bit: 8", "write 4"),
+        ("double_quantization: false", "always on"),
         ("neat_packing: true", "packing: true"),
         ("warmup_steps: 20", "warmup_ratio"),
         ("optim: adamw_8bit", "AdamW"),
@@ -451,6 +453,11 @@ def test_what_would_mean_something_else_is_refused_with_the_way_out(line, words)
 )
 def test_null_is_not_set(key):
     assert read(f"{key}: null") == LoraRecipe()
+
+
+def test_what_holds_anyway_may_be_written():
+    lines = "stage: sft\ndo_train: true\nfinetuning_type: lora\nuse_dora: false\ndouble_quantization: true\nval_size: 0.0\noptim: adamw_torch"
+    assert read(lines) == LoraRecipe()
 
 
 @pytest.mark.parametrize(
