@@ -42,7 +42,7 @@ class LoraRecipe:
         target_modules: "all-linear" (every linear layer but the output), or names of modules. Inferred: the README's key
             is misspelt and its names are ChatGLM's, so that only all linear layers can have been trained.
         k: How many edits of each language to keep, those that changed the most; a float in (0, 1] is a share; None keeps
-            all. MIDB README: 720 of 2301. (AAAI version, CoachLM: 0.3.)
+            all. MIDB README: 720 of 2301; that it counts per language is inferred. (AAAI version, CoachLM: 0.3.)
         max_rows: Rows of each language at most, the first in file order after the distance filter; None has no limit.
             LLaMA-Factory's `max_samples`, which counts per dataset entry: at an entry per language the two are the same.
             MIDB README: 1000, which never bites at 720 edits a language.
