@@ -60,12 +60,14 @@ class ChatFormat:
             if not has_template and not has_llama3:
                 raise ValueError(
                     "the tokenizer has neither a chat template nor Llama 3's header tokens; "
-                    "use an instruct model, set tokenizer.chat_template, or pass rendering='plain' for a base model that was "
-                    "trained with it"
+                    "use an instruct model, set tokenizer.chat_template, or pass rendering='plain' to train a base model "
+                    "and to ask one that was trained so"
                 )
             object.__setattr__(self, "rendering", "template" if has_template else "llama3")
         elif self.rendering == "template" and not has_template:
-            raise ValueError("the tokenizer has no chat template; pass rendering='llama3' for a Llama 3 base model")
+            raise ValueError(
+                "the tokenizer has no chat template; pass rendering='llama3' for a Llama 3 base model, 'plain' for another"
+            )
         elif self.rendering == "llama3" and not has_llama3:
             raise ValueError("the tokenizer has no Llama 3 header tokens; pass rendering='template'")
         elif self.rendering == "plain" and self.tokenizer.eos_token_id is None:

@@ -212,7 +212,7 @@ def test_auto_takes_the_models_own_template_before_the_llama3_text():
 
 def test_a_tokenizer_that_cannot_render_is_refused_with_the_way_out():
     bare = byte_level(["</s>"])
-    with pytest.raises(ValueError, match=r"neither a chat template nor .* rendering='plain' for a base model"):
+    with pytest.raises(ValueError, match=r"neither a chat template nor .* rendering='plain' to train a base model"):
         ChatFormat(bare)
     with pytest.raises(ValueError, match=r"no end token .* set tokenizer\.eos_token"):
         ChatFormat(bare, "plain")
