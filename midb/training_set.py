@@ -180,8 +180,8 @@ def tokenize(
         )
     if not len(rows):
         raise ValueError("there is no row to train on; look at what filtered the edits")
-    ids, number = List(Value("int32")), Value("int64")
-    tokens = without_format(rows).map(
+    rows, ids, number = without_format(rows), List(Value("int32")), Value("int64")
+    tokens = rows.map(
         _Tokens(chat, max_length),
         batched=True,
         with_indices=True,

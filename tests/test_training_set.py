@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, List, Value, concate
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_chat import FAMILIES, TEXTS, byte_level, control_tokens, sentence_piece
+from tokenizers import decoders
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
@@ -272,9 +273,12 @@ def test_what_are_no_rows_to_train_on_is_refused_with_the_way_out():
 
 
 def test_the_trainer_gets_ids_and_labels_and_nothing_else():
-    tokens = tokenize(mixed(boost_status="boosted").with_format("numpy"), CHAT)
-    assert tokens.dataset.features == {"input_ids": List(Value("int32")), "labels": List(Value("int32"))}
-    assert tokens.dataset.to_list() == tokenize(mixed(), CHAT).dataset.to_list()
+    plain = tokenize(mixed(), CHAT)
+    for form in ("numpy", "arrow"):
+        tokens = tokenize(mixed(boost_status="boosted").with_format(form), CHAT)
+        assert tokens.dataset.features == {"input_ids": List(Value("int32")), "labels": List(Value("int32"))}
+        assert tokens.dataset.to_list() == plain.dataset.to_list()
+        assert tokens.languages == plain.languages
 
 
 def test_rows_without_a_language_are_counted_together():
@@ -410,7 +414,10 @@ def test_a_row_is_shown_token_by_token():
 
 def test_the_space_that_decoding_would_take_is_shown():
     tokenizer = sentence_piece(["</s>"], eos_token="</s>")
+    strip = decoders.Strip(" ", 1, 0)  # as Llama 2 has it
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence([tokenizer.backend_tokenizer.decoder, strip])
     ids = tokenizer.encode("a 色é", add_special_tokens=False)
+    assert tokenizer.decode(ids[:1]) == ""
     texts = [line.split(maxsplit=2)[2] for line in show_tokens(ids, ids, tokenizer).splitlines()[2:]]
     assert texts == ["trained  " + text for text in ("' '", "'a'", "' '", "'色'", "'é'")]
 
