@@ -247,6 +247,7 @@ def test_the_hash_of_plain_text_follows_the_tokens_around_it():
     begins = byte_level(["<s>", "</s>"], bos_token="<s>", eos_token="</s>")
     assert len({ChatFormat(tokenizer, "plain").hash() for tokenizer in (*ends, begins)}) == 3
     assert ChatFormat(FAMILIES["mistral"], "plain").hash() != ChatFormat(FAMILIES["mistral"]).hash()
+    assert ChatFormat(FAMILIES["gemma"], "plain").hash() == "95e2e6f5bbdcb795"
 
 
 @pytest.mark.parametrize(

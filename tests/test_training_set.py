@@ -15,6 +15,7 @@ from tokenizers import decoders
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
+from midb import training_set
 from midb.booster import Booster
 from midb.chat import ChatFormat
 from midb.errors import ColumnError
@@ -337,24 +338,23 @@ def test_many_rows_are_hashed_as_one():
     assert tokenize(concatenate_datasets([rows.take(1100), rows.skip(1100)]), CHAT).fingerprint == tokens.fingerprint
 
 
-def test_stored_rows_are_encoded_anew_each_time(tmp_path):
-    """A cache would keep the ids of another version of this package."""
+def test_no_cache_keeps_the_rows_of_another_version_of_this_package(monkeypatch, tmp_path):
     edits(edit()).save_to_disk(tmp_path)
-    stored = Dataset.load_from_disk(tmp_path)
-    calls = []
 
-    class Counting(PreTrainedTokenizerFast):
-        def encode(self, text, **how):
-            calls.append(text)
-            return super().encode(text, **how)
+    def made():
+        chat = ChatFormat(CHAT.tokenizer, "plain")
+        rows = as_training_set(Dataset.load_from_disk(tmp_path))
+        return rows["completion"][:], tokenize(rows, chat).fingerprint
 
-    own = byte_level(["</s>"], eos_token="</s>")
-    chat = ChatFormat(Counting(tokenizer_object=own.backend_tokenizer, eos_token="</s>"), "plain")
-    rows = as_training_set(stored)
-    for _ in range(2):
-        calls.clear()
-        tokenize(rows, chat)
-        assert calls
+    now = made()
+    assert made() == now
+    with monkeypatch.context() as patch:
+        patch.setattr(training_set, "render_pair", lambda pair, **how: "another text")
+        assert made()[0] == [[{"role": "assistant", "content": "another text"}]]
+    with monkeypatch.context() as patch:
+        patch.setattr(ChatFormat, "encode_answer", lambda chat, text: [chat.end_id])
+        assert made()[0] == now[0]
+        assert made()[1] != now[1]
 
 
 # Of the reference, run: tokens of source and target, the limit, and what it kept of each.
