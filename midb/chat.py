@@ -130,8 +130,7 @@ class ChatFormat:
         Raises:
             ValueError: The tokenizer leaves no way to keep the text's control tokens apart, or has no token to end with.
         """
-        # Llama 3's tokenizer begins no text with a space, so that the reference encodes each side by itself.
-        ids = self._ids(text) if self.rendering == "llama3" else self._inner(text)
+        ids = self._inner(text)
         if not self.parity and self._controls(ids):
             cuts = [0, *(found.end(1) for found in self._control_start.finditer(text)), len(text)]
             ids = [each for start, end in pairwise(cuts) for each in self._letters(text[start:end])]
