@@ -22,12 +22,12 @@ CHATS = [[{"role": "user", "content": text}] for text in TEXTS]
 SHORT = Sampling(max_tokens=10)
 
 
-def make_model(folder, seed=0, context=256, **settings):
+def make_model(folder, seed=0, context=256, hidden=32, layers=2, tokenizer=None, **settings):
     torch.manual_seed(seed)
-    tokenizer = byte_level(["<|im_start|>", "<|im_end|>"], template=CHATML, eos_token="<|im_end|>")
+    tokenizer = tokenizer or byte_level(["<|im_start|>", "<|im_end|>"], template=CHATML, eos_token="<|im_end|>")
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=context, initializer_range=0.3, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=hidden * 3 // 2, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=context, initializer_range=0.3, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, **settings)

@@ -66,15 +66,14 @@ class AdapterRecord:
         # Through JSON, so that a tuple equals the list that was read back.
         own = json.loads(json.dumps(asdict(self)))
         recipe = {name: value for name, value in own["recipe"].items() if name not in _INCIDENTAL}
-        return {
-            **{name: own[name] for name in ("rendering", "chat_hash", "prompt", "tags", "parity", "model", "batch")},
-            "data": own["data"].get("fingerprint"),
-            **recipe,
+        resolved = {
+            name: own[name] for name in ("rendering", "chat_hash", "prompt", "tags", "parity", "model", "batch")
         }
+        return {**recipe, **resolved, "data": own["data"].get("fingerprint")}
 
 
-# What may change between a training and its continuation without changing a weight.
-_INCIDENTAL = {"logging_steps", "save_steps", "save_total_limit", "dataset", "output_dir", "deepspeed", "model"}
+# What may change between a training and its continuation without changing a weight; of `dataset` the fingerprint counts.
+_INCIDENTAL = {"logging_steps", "save_steps", "save_total_limit", "gradient_checkpointing", "dataset"}
 
 
 def read_record(folder: str | Path) -> AdapterRecord | None:
@@ -90,11 +89,9 @@ def read_record(folder: str | Path) -> AdapterRecord | None:
         said = json.loads(path.read_text(encoding="utf-8"))
         if said["format"] != _FORMAT:
             raise ValueError(f"{path} has format {said['format']!r}, and this midb reads {_FORMAT}; upgrade midb")
-        known = {each.name for each in fields(AdapterRecord)}
-        record = AdapterRecord(**{name: value for name, value in said.items() if name in known})
+        known = {each.name: said[each.name] for each in fields(AdapterRecord) if each.name in said}
+        return AdapterRecord(**{**known, "tags": tuple(said["tags"])})
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is broken ({error!r}); restore it, or delete it and pass rendering= yourself"
         ) from error
-    object.__setattr__(record, "tags", tuple(record.tags))
-    return record

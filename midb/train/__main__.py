@@ -1,6 +1,7 @@
 """The command: `midb train recipe.yaml` on one GPU, `accelerate launch -m midb.train recipe.yaml` on many."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,12 +10,12 @@ import typer
 from midb import release
 from midb.errors import ColumnError, MidbError
 from midb.files import read_dataset
-from midb.generators.adapter import AdapterRecord, read_record
+from midb.generators.adapter import ADAPTER_FILE, AdapterRecord, read_record
 from midb.generators.weights import ADAPTER_CONFIG
 from midb.recipe import LoraRecipe
 from midb.schema import as_edits
 from midb.train.plan import Plan
-from midb.train.trainer import build, last_checkpoint
+from midb.train.trainer import OUTPUT_DIR, build, last_checkpoint, remove_training
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,38 +40,45 @@ def train(
 ) -> None:
     """Train a LoRA booster; run the same command again to go on where it stopped."""
     recipe = LoraRecipe.from_yaml(recipe_file)
-    source = edits or recipe.dataset
-    if source is None:
+    recipe = replace(recipe, dataset=edits or recipe.dataset)
+    if recipe.dataset is None:
         raise ValueError(f"{recipe_file} names no dataset; add one, or give --edits")
-    plan = Plan(_read_edits(source), recipe, model or recipe.model)
+    plan = Plan(_read_edits(recipe.dataset), recipe, model or recipe.model)
     if dry_run:
         print(plan.preview())
         return
-    folder = Path(out or recipe.output_dir or "booster")
-    checkpoint = _checkpoint_to_resume(folder, plan.record, restart)
+    folder = Path(out or recipe.output_dir or OUTPUT_DIR)
+    before = _training_in(folder, plan.record, restart)
+    use = f"use it: Booster.from_pretrained({str(folder)!r})"
+    if before and before.metrics:
+        print(f"this booster is trained to its end; {use}, or --restart to train it again", file=sys.stderr)
+        return
+    checkpoint = last_checkpoint(folder) if before else None
     trainer = build(plan, folder)
+    if restart and trainer.is_world_process_zero():
+        remove_training(folder)
     trainer.train(resume_from_checkpoint=checkpoint)
     state = trainer.state
     if state.global_step < state.max_steps:
         raise KeyboardInterrupt  # by SIGTERM: the checkpoint is kept, and the same command goes on
     if state.is_world_process_zero:
-        print(f"trained {state.global_step:,} steps; use it: Booster.from_pretrained({str(folder)!r})", file=sys.stderr)
+        print(f"trained {state.global_step:,} steps; {use}", file=sys.stderr)
 
 
-def _checkpoint_to_resume(folder: Path, record: AdapterRecord, restart: bool) -> str | None:
-    """Where to go on in a folder that may hold an earlier training, which nothing may overwrite by accident."""
-    checkpoint, before = last_checkpoint(folder), read_record(folder)
-    is_done = Path(folder, ADAPTER_CONFIG).is_file()
-    if restart or before is None or not (checkpoint or is_done):
+def _training_in(folder: Path, record: AdapterRecord, restart: bool) -> AdapterRecord | None:
+    """What was trained in a folder before, if it is the same; nothing may overwrite another by accident."""
+    if not Path(folder, ADAPTER_FILE).is_file():
+        if any(any(folder.glob(name)) for name in ("config.json", ADAPTER_CONFIG, "checkpoint-*")):
+            raise ValueError(f"{folder} holds a model that midb did not train; give another --out")
         return None
-    if differences := record.differences(before):
-        listed = "; ".join(differences)
+    if restart or not (Path(folder, ADAPTER_CONFIG).is_file() or last_checkpoint(folder)):
+        return None
+    before = read_record(folder)
+    if before and (differences := record.differences(before)):
         raise ValueError(
-            f"{folder} holds another training ({listed:.500}); give another --out, or --restart to overwrite it"
+            f"{folder} holds another training ({'; '.join(differences):.500}); give another --out, or --restart to overwrite it"
         )
-    if before.metrics:
-        raise ValueError(f"{folder} holds this booster, trained to its end; use it, or --restart to train it again")
-    return checkpoint
+    return before
 
 
 def _read_edits(source: str) -> "Dataset":

@@ -4,6 +4,7 @@ Knows a list of log entries and a folder; no trainer and no model.
 """
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,21 +41,19 @@ def plot_log(folder: str | Path) -> Path | None:
     from matplotlib.figure import Figure  # without pyplot, which keeps global state and may want a screen
 
     entries = read_log(folder)
-    losses = [(entry["step"], entry["loss"]) for entry in entries if "loss" in entry]
+    steps, losses = _series(entries, "loss")
     if not losses:
         return None
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     rate_axes = axes.twinx()
-    rate_axes.plot(
-        *zip(*_series(entries, "learning_rate"), strict=True), color="tab:gray", linestyle=":", label="learning rate"
-    )
+    rate_axes.plot(*_series(entries, "learning_rate"), color="tab:gray", linestyle=":", label="learning rate")
     rate_axes.set_ylabel("learning rate")
-    steps = [step for step, _ in losses]
-    axes.plot(steps, [loss for _, loss in losses], color="tab:blue", alpha=0.35, label="loss")
-    axes.plot(steps, _smooth([loss for _, loss in losses]), color="tab:blue", label="loss, smoothed")
-    if held_out := _series(entries, "eval_loss"):
-        axes.plot(*zip(*held_out, strict=True), color="tab:orange", marker="o", label="held-out loss")
+    axes.plot(steps, losses, color="tab:blue", alpha=0.35, marker=".", label="loss")  # a single one shows as a point
+    axes.plot(steps, _smooth(losses), color="tab:blue", label="loss, smoothed")
+    held_out = _series(entries, "eval_loss")
+    if held_out[0]:
+        axes.plot(*held_out, color="tab:orange", marker="o", label="held-out loss")
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per trained token)")
     axes.set_zorder(rate_axes.get_zorder() + 1)
@@ -66,8 +65,9 @@ def plot_log(folder: str | Path) -> Path | None:
     return path
 
 
-def _series(entries: Sequence[dict[str, Any]], name: str) -> list[tuple[int, float]]:
-    return [(entry["step"], entry[name]) for entry in entries if name in entry]
+def _series(entries: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    found = [entry for entry in entries if entry.get(name) is not None]
+    return [entry["step"] for entry in found], [entry[name] for entry in found]
 
 
 def _smooth(values: list[float], weight: float = 0.9) -> list[float]:
@@ -81,4 +81,8 @@ def _smooth(values: list[float], weight: float = 0.9) -> list[float]:
 
 
 def _line(entry: dict[str, Any]) -> str:
-    return json.dumps(entry, ensure_ascii=False) + "\n"
+    """JSON knows neither nan nor infinity, which a gradient's norm may be in half precision: null."""
+    known = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in entry.items()
+    }
+    return json.dumps(known, ensure_ascii=False) + "\n"

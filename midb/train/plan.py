@@ -17,9 +17,9 @@ from midb.chat import ChatFormat
 from midb.distance import filter_by_edit_distance
 from midb.errors import require_extra
 from midb.generators.adapter import AdapterRecord
-from midb.generators.weights import ADAPTER_CONFIG, is_local, weights_name
+from midb.generators.weights import resolve_adapter, weights_name
 from midb.prompts import TAGS
-from midb.recipe import LoraRecipe, check_target_modules
+from midb.recipe import Dtype, LoraRecipe, check_target_modules
 from midb.training_set import TokenizedSet, as_training_set, show_tokens, tokenize
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class Plan:
     Raises:
         MissingExtraError: trl, peft, torch or what the recipe asks for is not installed.
         FileNotFoundError: The model's folder or the DeepSpeed file is missing.
-        ValueError: The model is an adapter or lacks the modules, or the batch cannot be spread.
+        TypeError: The edits are streamed, or several splits.
+        ValueError: The model is an adapter or lacks the modules, the batch cannot be spread, or there is no GPU for float16.
     """
 
     edits: "Dataset"
@@ -47,7 +48,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         """In the order in which it is cheap to find."""
-        for module in ("torch", "peft", "trl"):
+        for module in ("torch", "accelerate", "peft", "trl", "matplotlib"):
             require_extra(module, "train")
         if self.recipe.quantization:
             require_extra("bitsandbytes", "qlora")
@@ -55,9 +56,10 @@ class Plan:
             require_extra("deepspeed", "deepspeed")
             if not Path(self.recipe.deepspeed).is_file():
                 raise FileNotFoundError(f"deepspeed={self.recipe.deepspeed!r} is no file; see examples/deepspeed")
-        if is_local(self.model) and Path(self.model, ADAPTER_CONFIG).is_file():
+        _ = self.batch, self.dtype
+        _check_stored(self.edits, "edits")
+        if resolve_adapter(self.model)[1]:
             raise ValueError(f"{self.model!r} is an adapter; train on its base model, or merge it into one first")
-        _ = self.batch
         check_target_modules(self.recipe.target_modules, self._layers)
 
     @cached_property
@@ -81,6 +83,7 @@ class Plan:
 
     def tokenized(self, edits: "Dataset") -> TokenizedSet:
         """Edits as this training reads them, unfiltered."""
+        _check_stored(edits, "eval_edits")
         rows = as_training_set(edits, prompt=self.recipe.prompt, parity=self.recipe.parity)
         return tokenize(rows, self.chat, max_length=self.recipe.max_length, overlong=self.recipe.overlong)
 
@@ -97,6 +100,18 @@ class Plan:
                     f"per_device_train_batch_size={rows}; change either"
                 )
         return {"processes": processes, "per_device": rows, "accumulated": accumulated}
+
+    @cached_property
+    def dtype(self) -> Dtype:
+        """The number format of the forward pass on this machine."""
+        import torch
+
+        has_gpu = torch.cuda.is_available()
+        if self.recipe.dtype == "float16" and not has_gpu:
+            raise ValueError("dtype='float16' needs a GPU, and there is none; use 'auto', 'bfloat16' or 'float32'")
+        if self.recipe.dtype != "auto":
+            return self.recipe.dtype
+        return "bfloat16" if has_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
 
     @property
     def steps_per_epoch(self) -> int:
@@ -122,7 +137,7 @@ class Plan:
     @property
     def record(self) -> AdapterRecord:
         """What will be written beside the adapter: no path of this machine is in it."""
-        recipe = {**self.recipe.to_dict(), "model": weights_name(self.model)}
+        recipe = {**self.recipe.to_dict(), "model": weights_name(self.model), "dtype": self.dtype}
         for name in ("deepspeed", "dataset"):
             if recipe[name] and Path(recipe[name]).exists():
                 recipe[name] = Path(recipe[name]).name
@@ -225,6 +240,13 @@ class Preview:
             f"trainable: {self.trainable:,} parameters beside {self.parameters:,} ({share:.2%})\n"
             f"LoRA beside {len(self.modules)} layers: {listed}"
         )
+
+
+def _check_stored(edits: Any, name: str) -> None:
+    from datasets import Dataset
+
+    if not isinstance(edits, Dataset):
+        raise TypeError(f"{name} are a {type(edits).__name__}; give one stored split, e.g. dataset['train']")
 
 
 def _first_of_each_language(edits: "Dataset", n: int) -> "Dataset":

@@ -4,19 +4,25 @@ The home of trl and peft.
 """
 
 import json
+import shutil
+import signal
 import sys
-from dataclasses import replace
+import threading
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midb.generators.adapter import AdapterRecord
+from midb.generators.adapter import ADAPTER_FILE, AdapterRecord, read_record
+from midb.generators.weights import ADAPTER_CONFIG
 from midb.recipe import LoraRecipe
-from midb.train.log import append_log, plot_log, write_log
+from midb.train.log import LOG, PLOT, append_log, plot_log, write_log
 from midb.train.plan import Plan, Preview
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from trl import SFTTrainer
+
+OUTPUT_DIR = "booster"  # where nobody says another
 
 
 def lora_trainer(
@@ -72,12 +78,12 @@ def build(plan: Plan, output_dir: str | Path | None, eval_edits: "Dataset | None
     recipe, tokens = plan.recipe, plan.tokens
     held_out = None if eval_edits is None else plan.tokenized(eval_edits).dataset
     # Before the model is loaded: under DeepSpeed ZeRO-3 this is what lets it load in parts.
-    arguments = SFTConfig(output_dir=str(output_dir or "booster"), **_arguments(plan, held_out is not None))
+    arguments = SFTConfig(output_dir=str(output_dir or OUTPUT_DIR), **_arguments(plan, held_out is not None))
     if arguments.process_index == 0:
         print(tokens, file=sys.stderr)
     targets = recipe.target_modules
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(plan.model, **_loading(recipe, arguments)),
+        model=AutoModelForCausalLM.from_pretrained(plan.model, **_loading(plan, arguments)),
         args=arguments,
         train_dataset=tokens.dataset,
         eval_dataset=held_out,
@@ -90,6 +96,10 @@ def build(plan: Plan, output_dir: str | Path | None, eval_edits: "Dataset | None
             task_type="CAUSAL_LM",
         ),
     )
+    if recipe.quantization:  # TRL makes the adapter bfloat16 beside quantized weights; the method trains it in float32
+        for weight in trainer.model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
     trainer.add_callback(_folder_callback(trainer, plan.record))
     return trainer
 
@@ -97,14 +107,15 @@ def build(plan: Plan, output_dir: str | Path | None, eval_edits: "Dataset | None
 def _arguments(plan: Plan, evaluated: bool) -> dict[str, Any]:
     """The recipe in the words of `trl.SFTConfig`."""
     import torch
-    from transformers.utils import is_liger_kernel_available
+    from trl import SFTConfig
 
     recipe = plan.recipe
-    dtype = _dtype(recipe)
+    # transformers 5 renames it on the way: TRL sets the old name by default, which warns where there is a new one.
+    checkpointing = {"activation_checkpointing", "gradient_checkpointing"} & {each.name for each in fields(SFTConfig)}
     return {
         "learning_rate": recipe.learning_rate,
         "lr_scheduler_type": recipe.lr_scheduler_type,
-        "warmup_steps": recipe.warmup_ratio,  # below 1 it is a share of all steps
+        "warmup_steps": recipe.warmup_ratio,  # below 1, as a recipe's always is, it is a share of all steps
         "num_train_epochs": recipe.num_train_epochs,
         "max_steps": recipe.max_steps,
         "per_device_train_batch_size": recipe.per_device_train_batch_size,
@@ -117,11 +128,11 @@ def _arguments(plan: Plan, evaluated: bool) -> dict[str, Any]:
         "adam_epsilon": recipe.adam_epsilon,
         "max_grad_norm": recipe.max_grad_norm,
         "seed": recipe.seed,
-        "bf16": dtype == "bfloat16",
-        "fp16": dtype == "float16",
+        "data_seed": recipe.seed,  # else the order of rows would hang on what drew numbers between building and training
+        "bf16": plan.dtype == "bfloat16",
+        "fp16": plan.dtype == "float16",
         "use_cpu": not torch.cuda.is_available(),
-        "gradient_checkpointing": recipe.gradient_checkpointing,
-        "use_liger_kernel": is_liger_kernel_available() and torch.cuda.is_available(),
+        **dict.fromkeys(checkpointing, recipe.gradient_checkpointing),
         "packing": recipe.packing,
         "max_length": recipe.max_length,
         # Our rows are ids and labels already, and none is longer than max_length; packing alone is left to TRL.
@@ -135,52 +146,75 @@ def _arguments(plan: Plan, evaluated: bool) -> dict[str, Any]:
         "eval_strategy": "steps" if evaluated else "no",
         "eval_steps": recipe.save_steps if evaluated else None,
         "prediction_loss_only": True,
-        "enable_jit_checkpoint": True,  # SIGTERM: a checkpoint, then the end
         "report_to": "none",
     }
 
 
-def _dtype(recipe: LoraRecipe) -> str:
-    import torch
-
-    if recipe.dtype != "auto":
-        return recipe.dtype
-    return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
-
-
-def _loading(recipe: LoraRecipe, arguments: Any) -> dict[str, Any]:
+def _loading(plan: Plan, arguments: Any) -> dict[str, Any]:
     """How the weights are loaded: precision, 4-bit, and flash attention where it is installed."""
     import torch
     from transformers.utils import is_flash_attn_2_available
 
-    how: dict[str, Any] = {"dtype": _dtype(recipe), "trust_remote_code": recipe.trust_remote_code}
-    if recipe.quantization == "4bit":
+    how: dict[str, Any] = {"dtype": plan.dtype, "trust_remote_code": plan.recipe.trust_remote_code}
+    if plan.recipe.quantization == "4bit":
         from transformers import BitsAndBytesConfig
 
         how["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, _dtype(recipe)),
+            bnb_4bit_compute_dtype=getattr(torch, plan.dtype),
         )
         how["device_map"] = {"": arguments.device}
-    if torch.cuda.is_available() and is_flash_attn_2_available() and _dtype(recipe) != "float32":
+    if torch.cuda.is_available() and is_flash_attn_2_available() and plan.dtype != "float32":
         how["attn_implementation"] = "flash_attention_2"
     return how
 
 
 def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord) -> Any:
-    """What makes the trainer's folder a booster: a log and a picture all along, record and adapter at the end."""
-    from transformers import TrainerCallback
+    """What makes the trainer's folder a booster: a log and a picture all along, record and adapter at the end.
+
+    SIGTERM, which a cluster sends before it takes a machine back, ends the training with a checkpoint after the step
+    under way. (`enable_jit_checkpoint` of transformers saves in mid-step, so that the same dropout is not drawn again,
+    lets each process choose its own step, and takes the signal over from the moment a trainer is built.)
+    """
+    from transformers import TrainerCallback, set_seed
 
     class Folder(TrainerCallback):
+        told_to_stop = False
+
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            set_seed(args.seed)  # whatever drew numbers since the trainer was built
+            self.told_to_stop, self.is_over = False, state.global_step >= state.max_steps
+            if threading.current_thread() is threading.main_thread():  # no other can take signals
+                self.before = signal.signal(signal.SIGTERM, self.stop)
             if state.is_world_process_zero:
                 record.write(args.output_dir)
                 write_log(args.output_dir, state.log_history)  # of a resumed training: up to its checkpoint
 
+        def stop(self, *signal_and_frame: Any) -> None:
+            self.told_to_stop = True
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if self.is_over:  # resumed from the checkpoint of the last step, and the trainer takes one more
+                for group in kwargs["optimizer"].param_groups:
+                    group["lr"] = 0.0
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if self.is_over:
+                state.global_step = state.max_steps
+                control.should_log = control.should_evaluate = control.should_save = False
+                return
+            if self.told_to_stop:
+                trainer.accelerator.set_trigger()
+            self.told_to_stop = trainer.accelerator.check_trigger()  # one for all: they stop at the same step
+            if self.told_to_stop:
+                control.should_save = control.should_training_stop = True
+            if control.should_training_stop:
+                control.should_log = True  # the last steps too, where they are fewer than `logging_steps`
+
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.is_world_process_zero:
+            if state.is_world_process_zero and not self.is_over:
                 append_log(args.output_dir, state.log_history[-1])
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -189,10 +223,12 @@ def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord) -> Any:
                 plot_log(args.output_dir)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, self.before or signal.SIG_DFL)
             if state.is_world_process_zero:
                 plot_log(args.output_dir)
-            if state.global_step < state.max_steps:  # SIGTERM, or a callback of the user's
-                return
+            if self.told_to_stop and state.global_step < state.max_steps:
+                return  # the folder is a booster when the training has ended, and it goes on from its checkpoint
             trainer.save_model(args.output_dir)  # every process: under ZeRO-3 each holds a part
             if state.is_world_process_zero:
                 for name in ("README.md", "training_args.bin"):  # TRL's card and arguments tell paths of this machine
@@ -203,21 +239,37 @@ def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord) -> Any:
 
 
 def _metrics(state: Any) -> dict[str, float]:
-    last = {name: value for entry in state.log_history for name, value in entry.items() if name != "step"}
-    return {"steps": state.global_step, **{name: float(value) for name, value in last.items()}}
+    """The last of what was measured of the model; not of this process, which may have trained only the end."""
+    measured = [entry for entry in state.log_history if "loss" in entry or "eval_loss" in entry]
+    last = {name: value for entry in measured for name, value in entry.items()}
+    names = ("loss", "entropy", "mean_token_accuracy")
+    kept = {name: last[name] for each in names for name in (each, f"eval_{each}") if name in last}
+    return {"steps": state.global_step, "epoch": last["epoch"], **kept} if measured else {"steps": state.global_step}
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
     """The newest whole checkpoint in a training's folder, for `trainer.train(resume_from_checkpoint=...)`.
 
-    A checkpoint that a kill left unfinished is passed over: the trainer's state is the last file that is written.
+    A checkpoint that a kill left unfinished is passed over (the trainer's state is the last file that is written), and
+    so is one that an earlier, other training left in the folder.
     """
+    record = read_record(folder)
     found = []
     for path in Path(folder).glob("checkpoint-*"):
         try:
-            found.append(
-                (json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["global_step"], str(path))
-            )
-        except (OSError, ValueError, KeyError):
+            step = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+        except (OSError, ValueError, KeyError, TypeError):
             continue
+        own = read_record(path)
+        if record is None or own is None or not record.differences(own):
+            found.append((step, str(path)))
     return max(found)[1] if found else None
+
+
+def remove_training(folder: str | Path) -> None:
+    """Take away what an earlier training wrote, and nothing else: checkpoints, adapter, record, log and picture."""
+    for path in Path(folder).glob("checkpoint-*"):
+        if path.name.removeprefix("checkpoint-").isdigit():
+            shutil.rmtree(path)
+    for name in (ADAPTER_CONFIG, "adapter_model.safetensors", ADAPTER_FILE, LOG, PLOT):
+        Path(folder, name).unlink(missing_ok=True)
