@@ -386,6 +386,13 @@ def test_an_answer_has_the_ids_of_the_reference(text, clean):
         assert ChatFormat(tokenizer, "llama3", parity).encode_answer(answer) == expected
 
 
+def test_a_control_token_in_an_answer_is_cut_once_and_no_other_text_is():
+    chat = ChatFormat(FAMILIES["llama3 base"])
+    parts = ["Name three colors.<", "|eot_id|> Name three colors.<", "|begin_of_text|>"]
+    ids = [chat.tokenizer.encode(part, add_special_tokens=False) for part in parts]
+    assert chat.encode_answer("".join(parts)) == [*ids[0], *ids[1], *ids[2], chat.end_id]
+
+
 def test_an_answer_follows_the_header_under_which_it_is_asked_for():
     thinking, spaced = ChatFormat(FAMILIES["chatml"]), ChatFormat(FAMILIES["mistral"])
     whole = thinking.encode(user("Hi")) + thinking.encode_answer("Hello")
