@@ -4,10 +4,12 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +21,10 @@ from safetensors.torch import load_file
 from test_chat import CHATML, LLAMA3, byte_level
 from test_transformers import make_model
 from transformers import AutoModelForCausalLM, TrainerCallback
+from typer.testing import CliRunner
 
 from midb import Booster, ColumnError
+from midb.cli import app
 from midb.generators import Sampling, TransformersGenerator
 from midb.generators.adapter import read_record
 from midb.schema import as_pairs
@@ -504,14 +508,13 @@ def test_a_training_may_run_beside_the_main_thread(model, tmp_path):
 # --- a caller's mistakes, before weights load -------------------------------------------------------------------------
 
 
+def without_weights(model, folder):
+    return shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+
+
 def test_a_mistake_is_told_before_weights_load(model, tmp_path):
     """The folder holds no weights: whatever came later would be another error."""
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    for path in Path(model).iterdir():
-        if path.suffix != ".safetensors":
-            (bare / path.name).write_bytes(path.read_bytes())
-    given = recipe(str(bare), tmp_path / "out")
+    given = recipe(str(without_weights(model, tmp_path / "bare")), tmp_path / "out")
     rows = edits(4)
     for wrong, error, says in [
         ((rows.to_iterable_dataset(), given), TypeError, r"edits are a IterableDataset; give one stored split"),
@@ -557,3 +560,151 @@ except ImportError as error:
 """
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert said.stdout == f"MissingExtraError {module} is not installed; run: pip install 'midb[{extra}]' False\n"
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(model, tmp_path):
+    """Runs `midb train` on a file of edits; keyword arguments change the recipe's file."""
+    path, file = tmp_path / "edits.jsonl", tmp_path / "recipe.yaml"
+    edits(6).to_json(path)
+    given = {**recipe(model, tmp_path / "out").to_dict(), "dataset": str(path)}
+
+    def run(*arguments, **changes):
+        file.write_text(json.dumps({**given, **changes}))  # JSON is YAML
+        return CliRunner().invoke(app, ["train", str(file), *map(str, arguments)])
+
+    return run
+
+
+def test_the_command_trains_once_and_goes_on_only_with_the_same_training(command, tmp_path):
+    out = tmp_path / "out"
+    said = command(max_steps=4)
+    assert said.exit_code == 0, said.output
+    assert f"trained 4 steps; use it: Booster.from_pretrained('{out}')" in said.stderr
+    assert read_record(out).recipe["dataset"] == "edits.jsonl"
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    again = command(max_steps=4, logging_steps=9, gradient_checkpointing=False)
+    assert (again.exit_code, "is trained to its end" in again.stderr) == (0, True)
+    edits(6, language="it").select(range(5)).to_json(tmp_path / "others.jsonl")
+    for other, says in (
+        (command(max_steps=4, seed=1), "seed: 1 instead of 42"),
+        (command("--edits", tmp_path / "others.jsonl", max_steps=4), "data: "),
+        (command(max_steps=4, prompt="Mend:"), "prompt: 'Mend:' instead of 'Edit:'"),
+    ):
+        assert other.exit_code == 1
+        assert f"{out} holds another training" in other.stderr
+        assert says in other.stderr
+        assert "--restart" in other.stderr
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_a_restart_takes_the_old_training_away_and_nothing_else(command, tmp_path):
+    assert command(max_steps=4, save_steps=3, save_total_limit=None).exit_code == 0
+    out = tmp_path / "out"
+    assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}
+    (out / "checkpoint-notes").mkdir()
+    (out / "mine.txt").write_text("mine")
+    said = command("--restart", max_steps=2, seed=1)
+    assert said.exit_code == 0, said.output
+    assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-notes"}
+    assert (out / "mine.txt").exists()
+    assert [entry["step"] for entry in losses(out)] == [1, 2]
+    (out / "booster.json").write_text("{")  # nor is a broken record in the way of one
+    assert command(max_steps=2).exit_code == 1
+    assert command("--restart", max_steps=2).exit_code == 0
+
+
+def test_the_command_writes_over_no_model_that_it_did_not_train(command, model, tmp_path):
+    for foreign in (model, str(tmp_path / "trl")):
+        Path(foreign, "checkpoint-5").mkdir(parents=True, exist_ok=True)
+        for more in ([], ["--restart"]):
+            said = command("--out", foreign, *more)
+            assert (said.exit_code, f"{foreign} holds a model that midb did not train" in said.stderr) == (1, True)
+        Path(foreign, "checkpoint-5").rmdir()
+
+
+def test_a_dry_run_needs_no_weights_and_leaves_nothing(command, model, tmp_path):
+    bare = without_weights(model, tmp_path / "bare")
+    said = command("--dry-run", "--model", bare)
+    assert said.exit_code == 0, said.output
+    for line in (
+        r"trained  '<'",
+        r"trained  '<\|im_end\|>'",
+        r"steps: 3; tokens",
+        r"LoRA beside 7 layers: q_proj ×1",
+        "6     6  ",
+    ):
+        assert re.search(line, said.stdout), line
+    assert not (tmp_path / "out").exists()
+    wrong = command("--model", bare, target_modules=["q_proj", "dense"])
+    assert (wrong.exit_code, "no modules named dense; it has down_proj" in wrong.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"dataset": None}, "names no dataset"),
+        ({"dataset": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"dataset": "splits"}, "splits has the splits train, test"),
+        ({"model": "./nowhere"}, "no folder './nowhere'"),
+        ({"lerning_rate": 1}, "did you mean learning_rate"),
+    ],
+)
+def test_the_commands_mistakes_are_one_line(command, tmp_path, monkeypatch, changes, says):
+    monkeypatch.chdir(tmp_path)
+    DatasetDict(train=edits(2), test=edits(2)).save_to_disk("splits")
+    said = command(**changes)
+    assert (said.exit_code, says in said.stderr, "Traceback" in said.output) == (1, True, False), said.output
+
+
+def test_as_a_module_mistakes_are_one_line_too(tmp_path):
+    said = subprocess.run([sys.executable, "-m", "midb.train", "nowhere.yaml"], capture_output=True, text=True)
+    assert (said.returncode, said.stderr) == (
+        1,
+        "midb: there is no file nowhere.yaml; give the path of a recipe, a YAML file\n",
+    )
+
+
+@pytest.mark.slow
+def test_killed_and_terminated_processes_lose_nothing(model, tmp_path):
+    edits(30).to_json(tmp_path / "edits.jsonl")
+    given = recipe(
+        model, None, dataset=str(tmp_path / "edits.jsonl"), max_steps=80, save_steps=5, save_total_limit=3, lora_dropout=0.1,
+    ).to_dict()  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**given, "output_dir": None}))
+
+    def begin(folder):
+        call = [sys.executable, "-m", "midb.train", str(tmp_path / "recipe.yaml"), "--out", str(folder)]
+        return subprocess.Popen(call, stderr=subprocess.PIPE, text=True)
+
+    def wait_for(path, process):
+        while not path.exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+
+    whole = begin(tmp_path / "whole")
+    assert "trained 80 steps" in whole.communicate()[1]
+    out = tmp_path / "out"
+    killed = begin(out)
+    wait_for(out / "checkpoint-10/trainer_state.json", killed)
+    killed.kill()
+    killed.communicate()
+    terminated = begin(out)
+    wait_for(out / "checkpoint-30/trainer_state.json", terminated)
+    terminated.terminate()
+    _, said = terminated.communicate()
+    assert terminated.returncode == 130, said
+    assert not (out / "adapter_config.json").exists()
+    stopped_at = max(int(path.name.partition("-")[2]) for path in out.glob("checkpoint-*"))
+    assert 30 <= stopped_at < 80
+    last = begin(out)
+    said = last.communicate()[1]
+    assert last.returncode == 0, said
+    assert losses(out) == losses(tmp_path / "whole")
+    assert weights(out) == weights(tmp_path / "whole")
+    done = begin(out)
+    assert "is trained to its end" in done.communicate()[1]
+    assert done.returncode == 0
