@@ -103,7 +103,7 @@ def count(folder: Path) -> int:
     from transformers import AutoTokenizer
 
     from midb.chat import ChatFormat
-    from midb.training_set import as_training_set, tokenize
+    from midb.train.training_set import as_training_set, tokenize
 
     edits = load_dataset("json", data_files=str(folder / "edits.jsonl"), split="train")
     chat = ChatFormat(AutoTokenizer.from_pretrained(folder), "llama3")

@@ -23,7 +23,7 @@ HOUSE = Path(midb.__file__).parent
 FLOORS = {
     "midb.errors": 0, "midb.languages": 0, "midb.schema": 0, "midb.identify": 0,
     "midb.prompts": 1, "midb.chat": 1, "midb.guards": 1, "midb.distance": 1,
-    "midb.generators": 2, "midb.recipe": 2, "midb.training_set": 2, "midb.release": 2, "midb.files": 2, "midb.review": 2,
+    "midb.generators": 2, "midb.release": 2, "midb.files": 2, "midb.review": 2,
     "midb.booster": 3, "midb.train": 3,
     "midb.cli": 5,
 }  # fmt: skip

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midb.prompts import PROMPT
-from midb.recipe import LoraRecipe, check_target_modules
+from midb.train.recipe import LoraRecipe, check_target_modules
 
 FIELDS = [each.name for each in fields(LoraRecipe)]
 PRESETS = ["midb-readme", "midb-paper-v2", "coachlm"]

@@ -15,7 +15,6 @@ from tokenizers import decoders
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from midb import training_set
 from midb.booster import Booster
 from midb.chat import ChatFormat
 from midb.errors import ColumnError
@@ -23,7 +22,8 @@ from midb.generators import FunctionGenerator
 from midb.prompts import PROMPT, parse_pair, render_messages, render_pair
 from midb.release import load_training
 from midb.schema import PAIR, RAW, Pair, as_pairs
-from midb.training_set import Counts, as_training_set, infer_seqlen, show_tokens, tokenize
+from midb.train import training_set
+from midb.train.training_set import Counts, as_training_set, infer_seqlen, show_tokens, tokenize
 
 OTHER_TAGS = ("<|a|>", "<|b|>", "<|c|>")
 CHAT = ChatFormat(byte_level(["<s>", "</s>"], bos_token="<s>", eos_token="</s>"), "plain")

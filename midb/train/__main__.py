@@ -12,9 +12,9 @@ from midb.errors import ColumnError, MidbError
 from midb.files import read_dataset
 from midb.generators.adapter import ADAPTER_FILE, AdapterRecord, read_record
 from midb.generators.weights import ADAPTER_CONFIG
-from midb.recipe import LoraRecipe
 from midb.schema import as_edits
 from midb.train.plan import Plan
+from midb.train.recipe import LoraRecipe
 from midb.train.trainer import OUTPUT_DIR, build, last_checkpoint, remove_training
 
 if TYPE_CHECKING:

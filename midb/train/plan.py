@@ -19,8 +19,8 @@ from midb.errors import require_extra
 from midb.generators.adapter import AdapterRecord
 from midb.generators.weights import resolve_adapter, weights_name
 from midb.prompts import TAGS
-from midb.recipe import Dtype, LoraRecipe, check_target_modules
-from midb.training_set import TokenizedSet, as_training_set, show_tokens, tokenize
+from midb.train.recipe import Dtype, LoraRecipe, check_target_modules
+from midb.train.training_set import TokenizedSet, as_training_set, show_tokens, tokenize
 
 if TYPE_CHECKING:
     from datasets import Dataset

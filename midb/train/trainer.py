@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from midb.generators.adapter import ADAPTER_FILE, AdapterRecord, read_record
 from midb.generators.weights import ADAPTER_CONFIG
-from midb.recipe import LoraRecipe
 from midb.train.log import LOG, PLOT, append_log, plot_log, write_log
 from midb.train.plan import Plan, Preview
+from midb.train.recipe import LoraRecipe
 
 if TYPE_CHECKING:
     from datasets import Dataset
