@@ -1,6 +1,7 @@
 """The command: `midb train recipe.yaml` on one GPU, `accelerate launch -m midb.train recipe.yaml` on many."""
 
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,7 +40,11 @@ def train(
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew where another training began.")] = False,
 ) -> None:
     """Train a LoRA booster; run the same command again to go on where it stopped."""
-    recipe = LoraRecipe.from_yaml(recipe_file)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        recipe = LoraRecipe.from_yaml(recipe_file)
+    for warning in told:
+        print(f"midb: {warning.message}", file=sys.stderr)
     recipe = replace(recipe, dataset=edits or recipe.dataset)
     if recipe.dataset is None:
         raise ValueError(f"{recipe_file} names no dataset; add one, or give --edits")
