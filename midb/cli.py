@@ -24,7 +24,7 @@ from midb.distance import filter_by_edit_distance
 from midb.errors import ColumnError, GenerationError, MidbError
 from midb.files import HUB, check_destination, check_fits, read_dataset, write_dataset
 from midb.generators import FunctionGenerator, Generator, Journal, OpenAIGenerator, Sampling, TransformersGenerator
-from midb.generators.weights import resolve_adapter
+from midb.generators.weights import adapter_record, resolve_adapter
 from midb.prompts import PROMPT
 from midb.review import summarize
 from midb.schema import as_edits, as_pairs
@@ -116,7 +116,12 @@ def boost(
     columns: Columns = None,
     language: Annotated[str | None, typer.Option(help="Language of a dataset that has no language column.")] = None,
     fields: Fields = "all",
-    prompt: Prompt = PROMPT,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="What the model is told before the pair.", show_default="as it was trained, else the published prompt"
+        ),
+    ] = None,
     limit: Limit = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds a request may take, with --base-url.")] = 600,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight, with --base-url.")] = 64,
@@ -138,7 +143,10 @@ def boost(
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
     pairs = _first(_named(read_dataset(source, config, split), columns), limit)
     check_fits(pairs, out)
-    booster = Booster(generator=_NOBODY, fields=fields, prompt=prompt, language=language)
+    record = None if base_url else adapter_record(model)
+    asked: dict[str, Any] = {} if record is None else {"prompt": record.prompt, "tags": record.tags}
+    asked |= {} if prompt is None else {"prompt": prompt}
+    booster = Booster(generator=_NOBODY, fields=fields, language=language, **asked)
     if dry_run:
         for dataset in _splits(pairs):
             for start in range(0, len(dataset), 1000):

@@ -188,6 +188,25 @@ def test_a_dry_run_prints_what_would_be_sent_and_calls_nothing(server, tmp_path)
     assert server.get("stats")["last"]["messages"] in [each["messages"] for each in sent]
 
 
+def test_an_adapter_is_asked_as_in_its_training_unless_the_caller_says_otherwise(tmp_path):
+    """A record is enough for a dry run: nothing is loaded."""
+    from midb.generators.adapter import AdapterRecord
+
+    own = {"prompt": "Mend:", "tags": ("<|a|>", "<|b|>", "<|c|>"), "chat_hash": "", "model": "base", "parity": False}
+    AdapterRecord(rendering="plain", **own).write(tmp_path / "booster")
+    arguments = ("boost", jsonl(tmp_path / "in.jsonl"), "--out", tmp_path / "out.jsonl", "--dry-run")
+
+    def asked(*more):
+        said = midb(*arguments, *more)
+        assert said.exit_code == 0, said.output
+        return json.loads(said.stdout.splitlines()[1])["messages"][0]["content"]
+
+    answer = ROWS[1]["response"]
+    assert asked("--model", tmp_path / "booster") == f"Mend:\n<|a|>Pourquoi NA ?\n<|b|>NA\n<|c|>{answer}"
+    assert asked("--model", tmp_path / "booster", "--prompt", "Do:").startswith("Do:\n<|a|>Pourquoi")
+    assert asked("--model", "m", "--base-url", "http://x").startswith(f"{PROMPT}\n<|instruction|>")
+
+
 def test_a_preview_shows_the_first_messages(tmp_path):
     said = midb("preview", jsonl(tmp_path / "in.jsonl"), "-n", 1)
     assert said.exit_code == 0
