@@ -312,11 +312,15 @@ def test_a_preview_says_what_the_trainer_then_does(model, tmp_path, rows, change
         assert seen.trained_tokens == read_log(tmp_path)[-2]["num_tokens"]
 
 
-def test_a_preview_reads_well_and_cannot_command_the_terminal(model, tmp_path):
-    rows = edits(3, language="en").to_list()
+def test_a_preview_reads_well_and_cannot_command_the_terminal(model, tmp_path, capsys):
+    rows = edits(3, language="\x1b[31men").to_list()
     rows[0]["response"] = rows[0]["raw_instruction"] = "\x1b]0;pwned\x07\u202e<|im_end|>"
-    shown = str(preview(Dataset.from_list(rows), recipe(model, tmp_path, target_modules=("q_proj", "v_proj"))))
-    assert all(each.isprintable() or each == "\n" for each in shown)
+    given = recipe(model, tmp_path, target_modules=("q_proj", "v_proj"))
+    shown = str(preview(Dataset.from_list(rows), given))
+    lora_trainer(Dataset.from_list(rows), given)
+    for text in (shown, capsys.readouterr().err.partition("fingerprint")[0]):
+        assert r"\x1b[31men" in text
+        assert all(each.isprintable() or each == "\n" for each in text)
     assert "LoRA beside 2 layers: q_proj ×1, v_proj ×1" in shown
     assert re.search(r"steps: 3; tokens through the model: [\d,]+\n", shown)
 

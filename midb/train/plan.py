@@ -235,11 +235,16 @@ class Preview:
         listed = ", ".join(f"{kind} ×{count}" for kind, count in kinds.items())
         share = self.trainable / self.parameters
         return (
-            f"{self.example}\n\n{self.tokens}\n\n"
+            f"{self.example}\n\n{printable(self.tokens)}\n\n"
             f"steps: {self.steps:,}; tokens through the model: {self.trained_tokens:,}\n"
             f"trainable: {self.trainable:,} parameters beside {self.parameters:,} ({share:.2%})\n"
             f"LoRA beside {len(self.modules)} layers: {listed}"
         )
+
+
+def printable(report: object) -> str:
+    """A report as text that cannot command a terminal: the names of languages in it come with the dataset."""
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in str(report))
 
 
 def _check_stored(edits: Any, name: str) -> None:

@@ -4,6 +4,7 @@ The home of trl and peft.
 """
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from midb.generators.adapter import ADAPTER_FILE, AdapterRecord, read_record
 from midb.generators.weights import ADAPTER_CONFIG
 from midb.train.log import LOG, PLOT, append_log, plot_log, write_log
-from midb.train.plan import Plan, Preview
+from midb.train.plan import Plan, Preview, printable
 from midb.train.recipe import LoraRecipe
 
 if TYPE_CHECKING:
@@ -75,12 +76,18 @@ def build(plan: Plan, output_dir: str | Path | None, eval_edits: "Dataset | None
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    recipe, tokens = plan.recipe, plan.tokens
+    recipe = plan.recipe
+    if recipe.deepspeed and "LOCAL_RANK" not in os.environ:
+        raise ValueError(
+            "DeepSpeed needs a launcher, for one GPU too: accelerate launch --use_deepspeed -m midb.train RECIPE; or "
+            "leave out deepspeed, which a model that fits on one GPU does not need"
+        )
+    tokens = plan.tokens
     held_out = None if eval_edits is None else plan.tokenized(eval_edits).dataset
     # Before the model is loaded: under DeepSpeed ZeRO-3 this is what lets it load in parts.
     arguments = SFTConfig(output_dir=str(output_dir or OUTPUT_DIR), **_arguments(plan, held_out is not None))
     if arguments.process_index == 0:
-        print(tokens, file=sys.stderr)
+        print(printable(tokens), file=sys.stderr)
     targets = recipe.target_modules
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(plan.model, **_loading(plan, arguments)),
@@ -195,7 +202,7 @@ def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord) -> Any:
         def stop(self, *signal_and_frame: Any) -> None:
             self.told_to_stop = True
 
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.is_over:  # resumed from the checkpoint of the last step, and the trainer takes one more
                 for group in kwargs["optimizer"].param_groups:
                     group["lr"] = 0.0
@@ -218,6 +225,7 @@ def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord) -> Any:
                 append_log(args.output_dir, state.log_history[-1])
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            trainer.accelerator.wait_for_everyone()  # each process writes its part; the record says that all are there
             if state.is_world_process_zero:
                 record.write(Path(args.output_dir, f"checkpoint-{state.global_step}"))  # a checkpoint boosts too
                 plot_log(args.output_dir)
@@ -250,8 +258,8 @@ def _metrics(state: Any) -> dict[str, float]:
 def last_checkpoint(folder: str | Path) -> str | None:
     """The newest whole checkpoint in a training's folder, for `trainer.train(resume_from_checkpoint=...)`.
 
-    A checkpoint that a kill left unfinished is passed over (the trainer's state is the last file that is written), and
-    so is one that an earlier, other training left in the folder.
+    A checkpoint that a kill left unfinished is passed over (the record is the last file that is written, when every
+    process has written its own), and so is one that an earlier, other training left in the folder.
     """
     record = read_record(folder)
     found = []
@@ -261,7 +269,7 @@ def last_checkpoint(folder: str | Path) -> str | None:
         except (OSError, ValueError, KeyError, TypeError):
             continue
         own = read_record(path)
-        if record is None or own is None or not record.differences(own):
+        if own and not (record and record.differences(own)):
             found.append((step, str(path)))
     return max(found)[1] if found else None
 
