@@ -61,7 +61,7 @@ def trained(edits_, recipe_, **how):
 
 
 def losses(folder):
-    names = ("step", "loss", "grad_norm", "learning_rate", "epoch")
+    names = ("step", "loss", "grad_norm", "learning_rate", "num_tokens", "epoch")
     return [{name: entry[name] for name in names} for entry in read_log(folder) if "loss" in entry]
 
 
@@ -701,6 +701,7 @@ def test_killed_and_terminated_processes_lose_nothing(model, tmp_path):
     terminated.terminate()
     _, said = terminated.communicate()
     assert terminated.returncode == 130, said
+    assert "the same command goes on" in said
     assert not (out / "adapter_config.json").exists()
     stopped_at = max(int(path.name.partition("-")[2]) for path in out.glob("checkpoint-*"))
     assert 30 <= stopped_at < 80

@@ -64,10 +64,14 @@ def train(
         remove_training(folder)
     trainer.train(resume_from_checkpoint=checkpoint)
     state = trainer.state
-    if state.global_step < state.max_steps:
-        raise KeyboardInterrupt  # by SIGTERM: the checkpoint is kept, and the same command goes on
+    is_stopped = state.global_step < state.max_steps  # by SIGTERM
     if state.is_world_process_zero:
-        print(f"trained {state.global_step:,} steps; {use}", file=sys.stderr)
+        how = "stopped after" if is_stopped else "trained"
+        print(
+            f"{how} {state.global_step:,} steps; {'the same command goes on' if is_stopped else use}", file=sys.stderr
+        )
+    if is_stopped:
+        raise KeyboardInterrupt
 
 
 def _training_in(folder: Path, record: AdapterRecord, restart: bool) -> AdapterRecord | None:
@@ -99,9 +103,11 @@ def _read_edits(source: str) -> "Dataset":
 
 
 if __name__ == "__main__":
+    from datasets.exceptions import DatasetsError
+
     try:
         typer.run(train)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (MidbError, ValueError, OSError) as error:
+    except (MidbError, DatasetsError, ValueError, OSError) as error:
         sys.exit(f"midb: {error}")

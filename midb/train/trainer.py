@@ -52,6 +52,8 @@ def lora_trainer(
     Raises:
         MissingExtraError: trl, peft, torch or what the recipe asks for is not installed.
         ColumnError: The edits lack a column.
+        TypeError: The edits are streamed, or several splits.
+        FileNotFoundError: There is no such model or DeepSpeed file.
         ValueError: The model has no such modules, cannot be rendered as the recipe says, or no row fits.
 
     Source: MIDB (arXiv 2505.17671); the optimiser and loss are those of its training fork, LLaMA-Factory 0.9.3.
@@ -65,7 +67,7 @@ def preview(edits: "Dataset", recipe: LoraRecipe, *, model: str | Path | None = 
     Reads: as `lora_trainer`.  `print` it: one example token by token, counts, steps, and the layers that LoRA will touch.
 
     Raises:
-        MissingExtraError, ColumnError, ValueError: As `lora_trainer`.
+        MissingExtraError, ColumnError, TypeError, FileNotFoundError, ValueError: As `lora_trainer`.
     """
     return Plan(edits, recipe, str(model or recipe.model)).preview()
 
@@ -86,6 +88,11 @@ def build(plan: Plan, output_dir: str | Path | None, eval_edits: "Dataset | None
     held_out = None if eval_edits is None else plan.tokenized(eval_edits).dataset
     # Before the model is loaded: under DeepSpeed ZeRO-3 this is what lets it load in parts.
     arguments = SFTConfig(output_dir=str(output_dir or OUTPUT_DIR), **_arguments(plan, held_out is not None))
+    if arguments.n_gpu > 1:  # TRL says so too, after the weights are loaded
+        raise ValueError(
+            f"one process sees {arguments.n_gpu} GPUs; start one for each with `accelerate launch -m midb.train`, or show it "
+            "one: CUDA_VISIBLE_DEVICES=0"
+        )
     if arguments.process_index == 0:
         print(printable(tokens), file=sys.stderr)
     targets = recipe.target_modules
@@ -192,6 +199,8 @@ def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord) -> Any:
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             set_seed(args.seed)  # whatever drew numbers since the trainer was built
+            # TRL begins this count anew where a training goes on.
+            trainer._total_train_tokens = max((entry.get("num_tokens", 0) for entry in state.log_history), default=0)
             self.told_to_stop, self.is_over = False, state.global_step >= state.max_steps
             if threading.current_thread() is threading.main_thread():  # no other can take signals
                 self.before = signal.signal(signal.SIGTERM, self.stop)
