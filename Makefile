@@ -40,7 +40,7 @@ $(VENV)/.quickstart: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.all: pyproject.toml | $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --editable '.[dev,deepspeed]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,deepspeed,qlora]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python

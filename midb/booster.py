@@ -101,7 +101,8 @@ class Booster:
     def from_pretrained(cls, model_or_adapter: str | Path, *, journal: str | Path | None = None) -> "Booster":
         """Boost with a model or a LoRA adapter from a folder or the Hub, on this machine.
 
-        An adapter that midb trained is asked as in its training: same prompt, tags and rendering.
+        An adapter that midb trained is asked as in its training: same prompt, tags and rendering. Text is escaped also
+        where the training's was not, which a warning says.
 
         Args:
             model_or_adapter: A causal language model, or an adapter that names its base model.

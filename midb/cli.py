@@ -143,7 +143,10 @@ def boost(
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
     pairs = _first(_named(read_dataset(source, config, split), columns), limit)
     check_fits(pairs, out)
-    record = None if base_url else adapter_record(model)
+    base, adapter = (model, None) if base_url or dry_run else resolve_adapter(model)
+    if dry_run and not base_url and Path(model).is_dir():  # a dry run asks no Hub what a name stands for
+        adapter = model
+    record = adapter_record(adapter) if adapter else None
     asked: dict[str, Any] = {} if record is None else {"prompt": record.prompt, "tags": record.tags}
     asked |= {} if prompt is None else {"prompt": prompt}
     booster = Booster(generator=_NOBODY, fields=fields, language=language, **asked)
@@ -162,7 +165,6 @@ def boost(
             model, base_url=base_url, api_key=key, concurrency=concurrency, timeout=timeout, sampling=sampling
         )
     else:
-        base, adapter = resolve_adapter(model)
         generator = TransformersGenerator(base, adapter=adapter, batch_size=batch_size, sampling=sampling)
     if not no_journal:
         generator = Journal(generator, journal or _journal_of(out))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from midb.chat import Rendering
+from midb.prompts import check_tags
 
 ADAPTER_FILE = "booster.json"
 _FORMAT = 1
@@ -90,7 +91,15 @@ def read_record(folder: str | Path) -> AdapterRecord | None:
         if said["format"] != _FORMAT:
             raise ValueError(f"{path} has format {said['format']!r}, and this midb reads {_FORMAT}; upgrade midb")
         known = {each.name: said[each.name] for each in fields(AdapterRecord) if each.name in said}
-        return AdapterRecord(**{**known, "tags": tuple(said["tags"])})
+        record = AdapterRecord(**{**known, "tags": tuple(said["tags"])})
+        for each in fields(record):  # it may come from anyone's repository
+            value = getattr(record, each.name)
+            kind = bool if each.name == "parity" else dict if str(each.type).startswith("dict") else str
+            if each.name == "tags":
+                check_tags(value)
+            elif not isinstance(value, kind):
+                raise TypeError(f"{each.name} is {value!r:.40}")
+        return record
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is broken ({error!r}); restore it, or delete it and pass rendering= yourself"

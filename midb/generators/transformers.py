@@ -212,6 +212,12 @@ class TransformersGenerator(FieldsOnly):
         record = adapter_record(self.adapter) if self.adapter else None
         if record is None:
             return ChatFormat(tokenizer, self.rendering, self.parity)
+        if record.parity and not self.parity:
+            warnings.warn(
+                "the adapter was trained on unescaped text and is asked with escaped text, which differs where a text holds "
+                "control tokens or tags; pass parity=True to generator and Booster if you trust the data",
+                stacklevel=2,
+            )
         chat = ChatFormat(tokenizer, record.rendering if self.rendering == "auto" else self.rendering, self.parity)
         if chat.hash() != record.chat_hash:
             found = (

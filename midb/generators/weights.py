@@ -120,15 +120,7 @@ def adapter_folder(adapter: str) -> str:
 
 def adapter_record(adapter: str) -> AdapterRecord | None:
     """What the adapter says of its training; None for one that midb did not train."""
-    if is_local(adapter):
-        return read_record(adapter)
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        return read_record(Path(hf_hub_download(adapter, ADAPTER_FILE)).parent)
-    except EntryNotFoundError:
-        return None
+    return read_record(adapter_folder(adapter))
 
 
 def adapter_hash(adapter: str) -> str:

@@ -42,7 +42,7 @@ def read_settings(path: str | os.PathLike[str], kinds: Mapping[str, str]) -> Set
     for key, value in entries.items():
         meaning: dict[str, Any] = {}
         if (name := _RENAMED.get(key, key)) in kinds:
-            meaning = {name: _as_number(value) if "float" in kinds[name] else value}
+            meaning = {name: _as_number(value) if re.search(r"\bfloat\b", kinds[name]) else value}
         elif key in _CHOICES:
             choices, advice = _CHOICES[key]
             found = [each for choice, each in choices.items() if choice == value]
@@ -124,7 +124,8 @@ _ASIDE = {
         "log and loss curve are always written": "plot_loss report_to run_name logging_dir logging_first_step "
         "include_num_input_tokens_seen include_tokens_per_second",
         "nothing is overwritten unasked, and checkpoints are whole": "overwrite_output_dir save_only_model",
-        "what the machine has is used": "flash_attn enable_liger_kernel use_unsloth use_unsloth_gc use_reentrant_gc tf32 "
+        "another way to the same numbers, which midb does not take": "use_unsloth use_unsloth_gc use_reentrant_gc",
+        "what is installed is used": "flash_attn enable_liger_kernel tf32 "
         "low_cpu_mem_usage use_fast_tokenizer use_v1_kernels ddp_find_unused_parameters",
         "the environment decides": "ddp_timeout cache_dir hf_hub_token local_rank print_param_status",
     }.items()
