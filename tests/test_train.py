@@ -136,8 +136,9 @@ def test_the_folder_is_whole_and_tells_nothing_of_this_machine(learned):
     base = str(folder.parent / "base")
     config = (folder / "adapter_config.json").read_text()
     assert json.loads(config)["base_model_name_or_path"] == base
-    for path in folder.iterdir():
-        if path.is_file():
+    states = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}  # of no use to a booster
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name not in states:
             content = path.read_bytes().replace(json.dumps(base).encode(), b"")
             assert not re.search(rb"/tmp|/home|/root|" + str(folder.parent).encode(), content), path.name
     assert (folder / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -162,7 +163,7 @@ def test_the_record_says_how_it_was_trained(learned):
 
 
 def test_every_step_is_in_the_log_even_where_the_last_are_fewer_than_a_line(learned):
-    assert [entry["step"] for entry in losses(learned.args.output_dir)] == [20, 40, 55]
+    assert [entry["step"] for entry in losses(learned.args.output_dir)] == [20, 40, 45, 55]  # and where a checkpoint is
 
 
 # --- what is asked is what was trained --------------------------------------------------------------------------------
@@ -322,7 +323,9 @@ def test_a_preview_reads_well_and_cannot_command_the_terminal(model, tmp_path, c
         assert r"\x1b[31men" in text
         assert all(each.isprintable() or each == "\n" for each in text)
     assert "LoRA beside 2 layers: q_proj ×1, v_proj ×1" in shown
-    assert re.search(r"steps: 3; tokens through the model: [\d,]+\n", shown)
+    assert re.search(
+        r"steps: 3 of 1 processes × 4 per_device × 1 accumulated; tokens through the model: [\d,]+\n", shown
+    )
 
 
 @pytest.mark.parametrize("name", ["gradient_checkpointing", "packing"])
@@ -455,6 +458,19 @@ def test_a_training_that_crashed_goes_on_as_if_nothing_had_been(dropped, tmp_pat
     same(dropped, tmp_path)
 
 
+def test_a_line_of_the_log_that_spans_a_checkpoint_is_the_same_after_it(dropped, tmp_path):
+    given = replace(dropped, logging_steps=2, output_dir=str(tmp_path / "whole"))
+    trained(edits(10), given)
+    begun = replace(given, output_dir=str(tmp_path / "begun"))
+    trainer = lora_trainer(edits(10), begun)
+    trainer.add_callback(At(5, crash))
+    with pytest.raises(RuntimeError, match="crash"):
+        trainer.train()
+    lora_trainer(edits(10), begun).train(resume_from_checkpoint=last_checkpoint(begun.output_dir))
+    assert [entry["step"] for entry in losses(given.output_dir)] == [2, 3, 4, 6, 8]
+    assert losses(begun.output_dir) == losses(given.output_dir)
+
+
 def test_a_training_told_to_stop_leaves_a_checkpoint_and_goes_on_as_if_nothing_had_been(dropped, tmp_path):
     given, before = replace(dropped, output_dir=str(tmp_path)), signal.getsignal(signal.SIGTERM)
     trainer = lora_trainer(edits(10), given)
@@ -489,6 +505,15 @@ def test_a_checkpoint_of_another_training_is_passed_over(dropped, tmp_path):
         other.train()
     assert (tmp_path / "checkpoint-8/trainer_state.json").exists()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+
+
+def test_the_base_model_can_be_measured_before_it_is_trained(model, tmp_path):
+    trainer = lora_trainer(edits(4), recipe(model, tmp_path), eval_edits=edits(2))
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    log = read_log(tmp_path)
+    assert trainer.evaluate()["eval_loss"] < before
+    assert read_log(tmp_path) == log  # what is measured outside of the training is no part of it
 
 
 def test_a_callback_that_ends_a_training_early_leaves_a_booster(model, tmp_path):
@@ -551,14 +576,16 @@ def test_an_adapter_is_not_trained_on(learned, tmp_path):
 
 
 @pytest.mark.parametrize(("module", "extra"), [("trl", "train"), ("matplotlib", "train"), ("bitsandbytes", "qlora")])
-def test_a_part_that_is_not_installed_is_named_with_its_extra(tmp_path, module, extra):
+def test_a_part_that_is_not_installed_is_named_with_its_extra(model, tmp_path, module, extra):
     script = f"""
 import importlib.machinery, sys
 find = importlib.machinery.PathFinder.find_spec
 importlib.machinery.PathFinder.find_spec = lambda name, *where: None if name == {module!r} else find(name, *where)
-from midb.train import LoraRecipe, preview
+from datasets import Dataset
+from midb.train import LoraRecipe, lora_trainer
+edits = Dataset.from_list([dict.fromkeys(("raw_instruction", "raw_response", "instruction", "response"), "text")])
 try:
-    preview(None, LoraRecipe(model="nowhere", quantization="4bit"))
+    lora_trainer(edits, LoraRecipe(model={model!r}, quantization="4bit"))
 except ImportError as error:
     print(type(error).__name__, error, {module!r} in sys.modules)
 """
@@ -637,7 +664,7 @@ def test_a_dry_run_needs_no_weights_and_leaves_nothing(command, model, tmp_path)
     for line in (
         r"trained  '<'",
         r"trained  '<\|im_end\|>'",
-        r"steps: 3; tokens",
+        r"steps: 3 of 1 processes",
         r"LoRA beside 7 layers: q_proj ×1",
         "6     6  ",
     ):

@@ -6,6 +6,7 @@ configuration, and no weights: a mistake is told before minutes of loading, and 
 
 import math
 import os
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -50,13 +51,9 @@ class Plan:
         """In the order in which it is cheap to find."""
         for module in ("torch", "accelerate", "peft", "trl", "matplotlib"):
             require_extra(module, "train")
-        if self.recipe.quantization:
-            require_extra("bitsandbytes", "qlora")
-        if self.recipe.deepspeed:
-            require_extra("deepspeed", "deepspeed")
-            if not Path(self.recipe.deepspeed).is_file():
-                raise FileNotFoundError(f"deepspeed={self.recipe.deepspeed!r} is no file; see examples/deepspeed")
-        _ = self.batch, self.dtype
+        if self.recipe.deepspeed and not Path(self.recipe.deepspeed).is_file():
+            raise FileNotFoundError(f"deepspeed={self.recipe.deepspeed!r} is no file; see examples/deepspeed")
+        _ = self.batch
         _check_stored(self.edits, "edits")
         if resolve_adapter(self.model)[1]:
             raise ValueError(f"{self.model!r} is an adapter; train on its base model, or merge it into one first")
@@ -106,16 +103,33 @@ class Plan:
         """The number format of the forward pass on this machine."""
         import torch
 
-        has_gpu = torch.cuda.is_available()
-        if self.recipe.dtype == "float16" and not has_gpu:
-            raise ValueError("dtype='float16' needs a GPU, and there is none; use 'auto', 'bfloat16' or 'float32'")
         if self.recipe.dtype != "auto":
             return self.recipe.dtype
-        return "bfloat16" if has_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        return (
+            "bfloat16"
+            if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+            else "float32"
+        )
+
+    def check_machine(self) -> None:
+        """Raise for what a training needs and a preview, on a machine that only submits it, does not."""
+        import torch
+
+        if self.recipe.dtype == "float16" and not torch.cuda.is_available():
+            raise ValueError("dtype='float16' needs a GPU, and there is none; use 'auto', 'bfloat16' or 'float32'")
+        if self.recipe.quantization:
+            require_extra("bitsandbytes", "qlora")
+        if self.recipe.deepspeed:
+            require_extra("deepspeed", "deepspeed")
+
+    @property
+    def takes_flash(self) -> bool:
+        """Whether the model's code knows flash attention."""
+        return bool(self._skeleton._supports_flash_attn)  # transformers' own flag, for which it has no other word
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps, as the trainer counts them; of packed rows an estimate."""
+        """Optimiser steps, as the trainer counts them; of packed rows the least there can be."""
         rows = self.tokens.counts.kept
         if self.recipe.packing:
             rows = math.ceil(self.tokens_per_epoch / self.recipe.max_length)
@@ -139,7 +153,10 @@ class Plan:
         """What will be written beside the adapter: no path of this machine is in it."""
         recipe = {**self.recipe.to_dict(), "model": weights_name(self.model), "dtype": self.dtype}
         for name in ("deepspeed", "dataset"):
-            if recipe[name] and Path(recipe[name]).exists():
+            # A Hub id may stay; whatever may be a place of this machine, or of another, leaves only its name.
+            if recipe[name] and (
+                Path(recipe[name]).exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", recipe[name])
+            ):
                 recipe[name] = Path(recipe[name]).name
         del recipe["output_dir"]
         return AdapterRecord(
@@ -190,8 +207,7 @@ class Plan:
         wanted = self.recipe.target_modules
         if wanted == "all-linear":
             return tuple(self._layers)
-        ends = (wanted,) if isinstance(wanted, str) else wanted
-        return tuple(name for name in self._layers if any(f".{name}".endswith(f".{end}") for end in ends))
+        return tuple(name for name in self._layers if any(f".{name}".endswith(f".{end}") for end in wanted))
 
     def preview(self) -> "Preview":
         """The plan for people to read."""
@@ -202,6 +218,7 @@ class Plan:
             modules=self.modules,
             trainable=sum(self.recipe.r * sum(self._layers[name]) for name in self.modules),
             parameters=sum(each.numel() for each in self._skeleton.parameters()),
+            batch=self.batch,
             steps=self.steps,
             trained_tokens=round(self.tokens_per_epoch * self.steps / self.steps_per_epoch),
         )
@@ -217,7 +234,8 @@ class Preview:
         modules: The names of the layers that LoRA will stand beside.
         trainable: Parameters that are trained.
         parameters: Parameters of the model.
-        steps: Optimiser steps; with packing an estimate.
+        batch: How the rows of a step are spread: processes, rows at a time, accumulated.
+        steps: Optimiser steps; with packing the least there can be.
         trained_tokens: Tokens that go through the model in all, padding aside.
     """
 
@@ -226,6 +244,7 @@ class Preview:
     modules: tuple[str, ...]
     trainable: int
     parameters: int
+    batch: dict[str, int]
     steps: int
     trained_tokens: int
 
@@ -236,7 +255,7 @@ class Preview:
         share = self.trainable / self.parameters
         return (
             f"{self.example}\n\n{printable(self.tokens)}\n\n"
-            f"steps: {self.steps:,}; tokens through the model: {self.trained_tokens:,}\n"
+            f"steps: {self.steps:,} of {' × '.join(f'{each} {name}' for name, each in self.batch.items())}; tokens through the model: {self.trained_tokens:,}\n"
             f"trainable: {self.trainable:,} parameters beside {self.parameters:,} ({share:.2%})\n"
             f"LoRA beside {len(self.modules)} layers: {listed}"
         )

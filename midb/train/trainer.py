@@ -40,7 +40,8 @@ def lora_trainer(
     filter and its `max_length` keep; a report on stderr says how many, and none is cut unless the recipe says so.
 
     What comes back is TRL's own trainer, with everything a plain one can do. It holds the loss to the completion and the
-    token that ends it. When `.train()` ends, `output_dir` is a booster: `Booster.from_pretrained(output_dir)`.
+    token that ends it. When the training ends, `output_dir` is a booster: `Booster.from_pretrained(output_dir)`. SIGTERM
+    ends `.train()` early, with a checkpoint: `.train(resume_from_checkpoint=last_checkpoint(output_dir))` goes on.
 
     Args:
         edits: What the experts changed; the distance filter is part of the recipe, so give them all.
@@ -84,8 +85,9 @@ def build(plan: Plan, output_dir: str | Path | None, eval_edits: "Dataset | None
             "DeepSpeed needs a launcher, for one GPU too: accelerate launch --use_deepspeed -m midb.train RECIPE; or "
             "leave out deepspeed, which a model that fits on one GPU does not need"
         )
+    plan.check_machine()
     tokens = plan.tokens
-    held_out = None if eval_edits is None else plan.tokenized(eval_edits).dataset
+    held_out = None if eval_edits is None else plan.tokenized(eval_edits)
     # Before the model is loaded: under DeepSpeed ZeRO-3 this is what lets it load in parts.
     arguments = SFTConfig(output_dir=str(output_dir or OUTPUT_DIR), **_arguments(plan, held_out is not None))
     if arguments.n_gpu > 1:  # TRL says so too, after the weights are loaded
@@ -94,13 +96,14 @@ def build(plan: Plan, output_dir: str | Path | None, eval_edits: "Dataset | None
             "one: CUDA_VISIBLE_DEVICES=0"
         )
     if arguments.process_index == 0:
-        print(printable(tokens), file=sys.stderr)
+        for report in filter(None, (tokens, held_out)):
+            print(printable(report), file=sys.stderr)
     targets = recipe.target_modules
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(plan.model, **_loading(plan, arguments)),
         args=arguments,
-        train_dataset=tokens.dataset,
-        eval_dataset=held_out,
+        train_dataset=_packed(tokens.dataset, recipe),
+        eval_dataset=held_out and _packed(held_out.dataset, recipe),
         processing_class=plan.chat.tokenizer,
         peft_config=LoraConfig(
             r=recipe.r,
@@ -118,9 +121,19 @@ def build(plan: Plan, output_dir: str | Path | None, eval_edits: "Dataset | None
     return trainer
 
 
+def _packed(rows: "Dataset", recipe: LoraRecipe) -> "Dataset":
+    """Several rows in one sequence where the recipe says so; not by the trainer, whose cache may hold another midb's rows."""
+    if not recipe.packing:
+        return rows
+    from trl import pack_dataset
+
+    return pack_dataset(rows, recipe.max_length, "bfd", map_kwargs={"load_from_cache_file": False})
+
+
 def _arguments(plan: Plan, evaluated: bool) -> dict[str, Any]:
     """The recipe in the words of `trl.SFTConfig`."""
     import torch
+    from transformers.utils import is_liger_kernel_available
     from trl import SFTConfig
 
     recipe = plan.recipe
@@ -149,9 +162,10 @@ def _arguments(plan: Plan, evaluated: bool) -> dict[str, Any]:
         **dict.fromkeys(checkpointing, recipe.gradient_checkpointing),
         "packing": recipe.packing,
         "max_length": recipe.max_length,
-        # Our rows are ids and labels already, and none is longer than max_length; packing alone is left to TRL.
-        "dataset_kwargs": {"skip_prepare_dataset": not recipe.packing},
+        "dataset_kwargs": {"skip_prepare_dataset": True},  # our rows are ids and labels, and none is longer than that
         "pad_to_multiple_of": 8,
+        # Of Liger TRL takes the layers' kernels; it has a loss of its own that needs no logits either.
+        "use_liger_kernel": torch.cuda.is_available() and is_liger_kernel_available(),
         "deepspeed": recipe.deepspeed,
         "logging_steps": recipe.logging_steps,
         "save_strategy": "steps",
@@ -180,7 +194,7 @@ def _loading(plan: Plan, arguments: Any) -> dict[str, Any]:
             bnb_4bit_compute_dtype=getattr(torch, plan.dtype),
         )
         how["device_map"] = {"": arguments.device}
-    if torch.cuda.is_available() and is_flash_attn_2_available() and plan.dtype != "float32":
+    if torch.cuda.is_available() and is_flash_attn_2_available() and plan.dtype != "float32" and plan.takes_flash:
         how["attn_implementation"] = "flash_attention_2"
     return how
 
@@ -195,21 +209,26 @@ def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord) -> Any:
     from transformers import TrainerCallback, set_seed
 
     class Folder(TrainerCallback):
-        told_to_stop = False
+        told_to_stop = False  # this process
+        is_stopping = False  # all of them, at the same step
+        is_training = False
+        is_over = False
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             set_seed(args.seed)  # whatever drew numbers since the trainer was built
             # TRL begins this count anew where a training goes on.
             trainer._total_train_tokens = max((entry.get("num_tokens", 0) for entry in state.log_history), default=0)
-            self.told_to_stop, self.is_over = False, state.global_step >= state.max_steps
+            self.told_to_stop, self.is_stopping, self.is_training = False, False, True
+            self.is_over = state.global_step >= state.max_steps
             if threading.current_thread() is threading.main_thread():  # no other can take signals
-                self.before = signal.signal(signal.SIGTERM, self.stop)
+                self.before = signal.signal(signal.SIGTERM, self.stop) or signal.SIG_DFL
             if state.is_world_process_zero:
                 record.write(args.output_dir)
                 write_log(args.output_dir, state.log_history)  # of a resumed training: up to its checkpoint
 
         def stop(self, *signal_and_frame: Any) -> None:
             self.told_to_stop = True
+            signal.signal(signal.SIGTERM, self.before)  # who sends another does not want to wait
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.is_over:  # resumed from the checkpoint of the last step, and the trainer takes one more
@@ -221,38 +240,48 @@ def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord) -> Any:
                 state.global_step = state.max_steps
                 control.should_log = control.should_evaluate = control.should_save = False
                 return
-            if self.told_to_stop:
-                trainer.accelerator.set_trigger()
-            self.told_to_stop = trainer.accelerator.check_trigger()  # one for all: they stop at the same step
-            if self.told_to_stop:
+            self.is_stopping = self.told_to_stop
+            if args.world_size > 1:
+                if self.told_to_stop:
+                    trainer.accelerator.set_trigger()
+                self.is_stopping = trainer.accelerator.check_trigger()
+            if self.is_stopping:
                 control.should_save = control.should_training_stop = True
-            if control.should_training_stop:
-                control.should_log = True  # the last steps too, where they are fewer than `logging_steps`
+            if control.should_save or control.should_training_stop:
+                control.should_log = True  # a checkpoint does not hold the losses since the last line of the log
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.is_world_process_zero and not self.is_over:
+            if state.is_world_process_zero and self.is_training and not self.is_over:
                 append_log(args.output_dir, state.log_history[-1])
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             trainer.accelerator.wait_for_everyone()  # each process writes its part; the record says that all are there
             if state.is_world_process_zero:
-                record.write(Path(args.output_dir, f"checkpoint-{state.global_step}"))  # a checkpoint boosts too
+                checkpoint = Path(args.output_dir, f"checkpoint-{state.global_step}")
+                record.write(checkpoint)  # it boosts too
+                _remove_paths(checkpoint)
                 plot_log(args.output_dir)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, self.before or signal.SIG_DFL)
+                signal.signal(signal.SIGTERM, self.before)
+            self.is_training = False
             if state.is_world_process_zero:
                 plot_log(args.output_dir)
-            if self.told_to_stop and state.global_step < state.max_steps:
+            if self.is_stopping and state.global_step < state.max_steps:
                 return  # the folder is a booster when the training has ended, and it goes on from its checkpoint
             trainer.save_model(args.output_dir)  # every process: under ZeRO-3 each holds a part
             if state.is_world_process_zero:
-                for name in ("README.md", "training_args.bin"):  # TRL's card and arguments tell paths of this machine
-                    Path(args.output_dir, name).unlink(missing_ok=True)
+                _remove_paths(Path(args.output_dir))
                 replace(record, metrics=_metrics(state)).write(args.output_dir)
 
     return Folder()
+
+
+def _remove_paths(folder: Path) -> None:
+    """Take away TRL's card and arguments, which tell paths of this machine and which nothing reads."""
+    for name in ("README.md", "training_args.bin"):
+        Path(folder, name).unlink(missing_ok=True)
 
 
 def _metrics(state: Any) -> dict[str, float]:
