@@ -343,7 +343,8 @@ def plot(report: dict[str, Any], log: list[dict[str, Any]]) -> None:
         near.bar([at + shift for at in range(len(names))], values, 0.25, color=colour, label=label)
     near.set_xticks(range(len(names)), names)
     near.set(ylabel="chrF", title="chrF to the expert's pair (standing rows)")
-    near.legend(fontsize=8)
+    near.set_ylim(0, 1.25 * near.get_ylim()[1])  # room for the legend
+    near.legend(fontsize=8, loc="upper left")
     figure.savefig(RESULTS.with_suffix(".png"), dpi=110)
 
 
