@@ -74,7 +74,14 @@ class AdapterRecord:
 
 
 # What may change between a training and its continuation without changing a weight; of `dataset` the fingerprint counts.
-_INCIDENTAL = {"logging_steps", "save_steps", "save_total_limit", "gradient_checkpointing", "dataset"}
+_INCIDENTAL = {
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "gradient_checkpointing",
+    "dataset",
+    "trust_remote_code",
+}
 
 
 def read_record(folder: str | Path) -> AdapterRecord | None:

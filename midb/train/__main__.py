@@ -1,5 +1,6 @@
 """The command: `midb train recipe.yaml` on one GPU, `accelerate launch -m midb.train recipe.yaml` on many."""
 
+import os
 import sys
 import warnings
 from dataclasses import replace
@@ -43,7 +44,7 @@ def train(
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         recipe = LoraRecipe.from_yaml(recipe_file)
-    for warning in told:
+    for warning in told if os.environ.get("RANK", "0") == "0" else []:  # one process tells it
         print(f"midb: {warning.message}", file=sys.stderr)
     recipe = replace(recipe, dataset=edits or recipe.dataset)
     if recipe.dataset is None:

@@ -70,7 +70,7 @@ class LoraRecipe:
         deepspeed: Path of a DeepSpeed JSON file. MIDB README: ZeRO-3, which changes the memory needed and not the method.
         logging_steps: Steps between two lines of the log. MIDB README.
         save_steps: Steps between two checkpoints. LLaMA-Factory default; MIDB README: 100.
-        save_total_limit: Checkpoints to keep; None keeps all. Ours.
+        save_total_limit: Checkpoints to keep; None keeps all, and with 1 a kill while it is replaced leaves none. Ours.
         trust_remote_code: Run Python code that comes with the model. Ours: nobody but you turns it on. MIDB README: true,
             which Llama does not need.
         dataset: For the command line: a file, a folder, a Hub id, or "midb" for the published edits. Never read here.
