@@ -71,7 +71,7 @@ def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
         except ColumnError as error:
             hint = (
                 "\nOn the command line: --columns instruction=question,response=answer"
-                if "columns=" in str(error)
+                if "columns=" in str(error) and "columns" in options
                 else ""
             )
             _stop(f"{error}{hint}", 1)

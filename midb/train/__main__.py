@@ -61,6 +61,8 @@ def train(
         return
     checkpoint = last_checkpoint(folder) if before else None
     trainer = build(plan, folder)
+    if checkpoint and trainer.is_world_process_zero():
+        print(f"going on from {checkpoint}", file=sys.stderr)
     if restart and trainer.is_world_process_zero():
         remove_training(folder)
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -42,6 +42,7 @@ def lora_trainer(
     What comes back is TRL's own trainer, with everything a plain one can do. It holds the loss to the completion and the
     token that ends it. When the training ends, `output_dir` is a booster: `Booster.from_pretrained(output_dir)`. SIGTERM
     ends `.train()` early, with a checkpoint: `.train(resume_from_checkpoint=last_checkpoint(output_dir))` goes on.
+    A folder that holds another training is written over, without its checkpoints being gone on from; the command refuses.
 
     Args:
         edits: What the experts changed; the distance filter is part of the recipe, so give them all.
