@@ -228,8 +228,7 @@ def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord) -> Any:
                 write_log(args.output_dir, state.log_history)  # of a resumed training: up to its checkpoint
 
         def stop(self, *signal_and_frame: Any) -> None:
-            self.told_to_stop = True
-            signal.signal(signal.SIGTERM, self.before)  # who sends another does not want to wait
+            self.told_to_stop = True  # once or more: a scheduler and its launcher each send one, moments apart
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.is_over:  # resumed from the checkpoint of the last step, and the trainer takes one more
