@@ -204,7 +204,7 @@ def run_llamafactory(folder: Path, settings: dict[str, Any], clock: Clock) -> An
         {
             "model_name_or_path": str(folder), "stage": "sft", "do_train": True, "finetuning_type": "lora", "lora_rank": settings["r"],
             "lora_alpha": 32, "lora_target": "all", "template": "llama3", "dataset": "edits", "dataset_dir": str(folder),
-            "cutoff_len": 4096, "output_dir": str(folder / "llamafactory"), "per_device_train_batch_size": settings["batch"],
+            "cutoff_len": 4096, "output_dir": str(folder / f"llamafactory-{os.getpid()}"), "per_device_train_batch_size": settings["batch"],
             "gradient_accumulation_steps": 1, "learning_rate": 2e-4, "lr_scheduler_type": "cosine", "warmup_ratio": 0.1,
             "num_train_epochs": 1, "bf16": on_gpu, "use_cpu": not on_gpu, "packing": settings["packing"], "save_strategy": "no",
             "logging_steps": 10, "report_to": "none", "seed": 42, "disable_gradient_checkpointing": not settings["checkpointing"],
@@ -282,7 +282,10 @@ def main() -> None:
         parameters = sum(each.numel() for each in skeleton(folder).parameters())
     result: dict[str, Any] = {
         "hardware": hardware(),
-        "command": " ".join(["python benchmarks/train_throughput.py", *sys.argv[1:]]),
+        "command": " ".join(
+            ["python benchmarks/train_throughput.py"]
+            + ["PYTHON" if each == arguments.llamafactory else each for each in sys.argv[1:]]
+        ),
         "model": {"name": arguments.model, "parameters": parameters, **CONFIGURATIONS[arguments.model]},
         "settings": {**settings, "rows": arguments.rows, "tokens": tokens, "repeats": arguments.repeats},
         "sides": {},
