@@ -3,7 +3,6 @@
 Knows no engine (a `Generator` answers chats) and no rule of quality (guards judge an edit); it joins the two to a dataset.
 """
 
-import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from midb.generators.base import fingerprint, stream
 from midb.generators.weights import adapter_record, resolve_adapter
 from midb.guards import DEFAULT_GUARDS, Guard, check
 from midb.languages import language_code
+from midb.progress import RowBar, say
 from midb.prompts import PROMPT, TAGS, check_tags, parse_pair, render_messages
-from midb.review import Summary, summarize
+from midb.review import summarize
 from midb.schema import (
     PROVENANCE,
     RAW,
@@ -171,9 +171,13 @@ class Booster:
         if (map_arguments.get("num_proc") or 1) > 1:
             edits = mapped(pairs, self, added, desc="boost", **how)
         else:
-            with _RowBar(len(pairs)) as bar:
-                edits = mapped(pairs, lambda batch: self._boost(batch, bar.count), added, **how)
-        _say(summarize(edits))
+            with RowBar(len(pairs), "boost") as bar:
+
+                def count(edit: Edit) -> None:
+                    bar.count(edit.boost_completion_tokens, edit.boost_status == "failed")
+
+                edits = mapped(pairs, lambda batch: self._boost(batch, count), added, **how)
+        say(summarize(edits))
         return in_format_of(dataset, edits)
 
     def __call__(self, batch: Batch) -> Batch:
@@ -284,44 +288,7 @@ def _edit_features() -> dict[str, Any]:
     return {name: Value("int64" if name in integers else "string") for name in Edit._fields}
 
 
-class _RowBar:
-    """One progress bar over rows as they finish inside a batch, in place of the one over batches that `map` would draw."""
-
-    def __init__(self, rows: int) -> None:
-        from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, tqdm
-
-        self._shown = not are_progress_bars_disabled()
-        self._hide, self._show = disable_progress_bars, enable_progress_bars
-        self._bar = tqdm(total=rows, unit=" rows", desc="boost")
-        self._tokens = 0
-        self._failed = 0
-
-    def __enter__(self) -> "_RowBar":
-        if self._shown:
-            self._hide()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-        if self._shown:
-            self._show()
-
-    def count(self, edit: Edit) -> None:
-        self._tokens += edit.boost_completion_tokens or 0
-        self._failed += edit.boost_status == "failed"
-        if self._bar.update():  # it was drawn: only then is a new text worth its time
-            elapsed = self._bar.format_dict["elapsed"] or 1
-            self._bar.set_postfix_str(f"{self._tokens / elapsed:,.0f} tokens/s, {self._failed} failed", refresh=False)
-
-
 def _name(guard: Guard) -> str:
     inner = guard.func if isinstance(guard, partial) else guard
     bound = repr((guard.args, guard.keywords)) if isinstance(guard, partial) else ""
     return f"{inner.__module__}.{inner.__qualname__}{bound}"
-
-
-def _say(summary: Summary) -> None:
-    from datasets.utils import are_progress_bars_disabled
-
-    if not are_progress_bars_disabled():
-        print(summary, file=sys.stderr)

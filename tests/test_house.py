@@ -22,9 +22,9 @@ HOUSE = Path(midb.__file__).parent
 # Imports go down only; rooms on one floor never import each other.
 FLOORS = {
     "midb.errors": 0, "midb.languages": 0, "midb.schema": 0, "midb.identify": 0,
-    "midb.prompts": 1, "midb.chat": 1, "midb.guards": 1, "midb.distance": 1,
+    "midb.prompts": 1, "midb.chat": 1, "midb.guards": 1, "midb.distance": 1, "midb.progress": 1,
     "midb.generators": 2, "midb.release": 2, "midb.files": 2, "midb.review": 2,
-    "midb.booster": 3, "midb.train": 3,
+    "midb.booster": 3, "midb.train": 3, "midb.judging": 3,
     "midb.cli": 5,
 }  # fmt: skip
 # Inside a floor-0 room errors may be raised, and a room with an inside is one room.
