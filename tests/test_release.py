@@ -9,11 +9,10 @@ from pathlib import Path
 import datasets
 import pytest
 
-from midb import release
 from midb.distance import add_edit_distance
 from midb.errors import ColumnError, MidbError
 from midb.languages import LANGUAGES
-from midb.release import load_coachlm, load_training
+from midb.release import files, load_coachlm, load_training, training
 
 COLUMNS = [
     "id", "language", "instruction", "input", "response", "raw_instruction", "raw_input", "raw_response",
@@ -100,7 +99,7 @@ def test_an_unaudited_file_of_full_length_maps_by_position(tmp_path):
 
 def test_the_italian_row_with_translated_keys_is_read_and_said(tmp_path):
     rows = published()
-    rows[282] = dict(zip(release._ITALIAN_KEYS, rows[282].values(), strict=True))
+    rows[282] = dict(zip(training._ITALIAN_KEYS, rows[282].values(), strict=True))
     edits = load_training(write(tmp_path, "Italian", rows))
     assert edits[282]["instruction"] == "Name 282 things"
     assert edits[282]["published_distance"] == 282
@@ -207,7 +206,7 @@ def test_languages_that_midb_does_not_have_are_refused(tmp_path):
     write(tmp_path, "French", published())
     with pytest.raises(ValueError, match=r"no 'sw' \(it has it, es"):
         load_training(tmp_path, ["fr", "sw"])
-    with pytest.raises(ValueError, match=r"English is load_coachlm\(\)"):
+    with pytest.raises(ValueError, match=r"English edits are load_coachlm\(\)"):
         load_training(tmp_path, ["English"])
     with pytest.raises(ValueError, match="empty"):
         load_training(tmp_path, [])
@@ -217,7 +216,7 @@ def test_a_file_that_was_asked_for_and_is_not_there_is_named(tmp_path):
     write(tmp_path, "French", published())
     with pytest.raises(MidbError, match=r"there is no Thai\.json"):
         load_training(tmp_path, ["fr", "th"])
-    with pytest.raises(MidbError, match="no training file in"):
+    with pytest.raises(MidbError, match="no MIDB_train file in"):
         load_training(tmp_path / "nowhere")
     with pytest.raises(MidbError, match=r"there is no Expert Revision Dataset\.json"):
         load_coachlm(tmp_path)
@@ -288,7 +287,7 @@ def test_a_file_that_a_url_does_not_have_is_named(served):
 
 def test_a_pinned_commit_is_asked_for_once(served, monkeypatch):
     folder, url, asked = served
-    monkeypatch.setattr(release, "_MIDB", url)
+    monkeypatch.setitem(files.REPOSITORIES, "MIDB", url)
     write(folder / "data/MIDB_train", "French", published())
     first = load_training(languages=["fr"])
     requests = len(asked)
