@@ -6,7 +6,7 @@ Knows columns, not what anyone does with them. Every `as_*` verb takes a `Datase
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from midb.errors import ColumnError
@@ -43,6 +43,7 @@ class Completion:
         completion_tokens: As counted by the engine; None when it does not say.
         error: Why the request failed for good, as `code: detail`; None when it was answered.
         logprobs: The engine's own structure, JSON-able, when `Sampling.logprobs` asked for it.
+        remembered: From a journal, so that it cost nothing now.
     """
 
     text: str
@@ -51,6 +52,7 @@ class Completion:
     completion_tokens: int | None = None
     error: str | None = None
     logprobs: Any = None
+    remembered: bool = field(default=False, compare=False)
 
 
 PAIR = Pair._fields

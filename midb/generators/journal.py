@@ -156,7 +156,17 @@ def _look_up(database: sqlite3.Connection, keys: list[bytes]) -> list[tuple[byte
     places = ",".join("?" * len(keys))
     rows = database.execute(f"SELECT key, {ANSWER} FROM completions WHERE key IN ({places})", keys).fetchall()
     return [
-        (key, Completion(text, reason, asked, answered, logprobs=None if logprobs is None else json.loads(logprobs)))
+        (
+            key,
+            Completion(
+                text,
+                reason,
+                asked,
+                answered,
+                logprobs=None if logprobs is None else json.loads(logprobs),
+                remembered=True,
+            ),
+        )
         for key, text, reason, asked, answered, logprobs in rows
     ]
 
