@@ -72,8 +72,9 @@ class Journal(FieldsOnly):
         """First what is known, then what is asked as it finishes, each on disk before it is yielded."""
         identity = self.identity()
         positions: dict[bytes, list[int]] = {}
+        asked_how = json.dumps([identity, None if sampling is None else asdict(sampling)], sort_keys=True)
         for position, messages in enumerate(prompts):
-            positions.setdefault(_key(messages, identity, sampling), []).append(position)
+            positions.setdefault(_key(messages, asked_how), []).append(position)
         # A connection per call and not per process: nothing to share between threads, to lose in a fork or to close.
         with closing(self._open()) as database:
             keys = list(positions)
@@ -182,7 +183,7 @@ def _store(database: sqlite3.Connection, key: bytes, name: str, identity: str, c
     return completion if added.rowcount else _look_up(database, [key])[0][1]
 
 
-def _key(messages: list[Message], identity: str, sampling: Sampling | None) -> bytes:
+def _key(messages: list[Message], asked_how: str) -> bytes:
     """A whole SHA-256, not `fingerprint`'s 16 digits: a journal may hold millions of questions."""
-    question = json.dumps([identity, None if sampling is None else asdict(sampling), messages], sort_keys=True)
+    question = f"{asked_how[:-1]}, {json.dumps(messages, sort_keys=True)}]"  # one list: identity, sampling, messages
     return hashlib.sha256(question.encode()).digest()

@@ -5,6 +5,7 @@ Knows the shapes in which questions and answers come; not what a judge is told o
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from midb.errors import ColumnError
@@ -287,6 +288,7 @@ def _check_dataset(dataset: Any, name: str) -> None:
         raise TypeError(f"dataset {name} is a {type(dataset).__name__}, not a Dataset; {hint}")
 
 
+@lru_cache
 def _code(language: Any) -> str:
     """The ISO code; what is no language name stays what it is, since it only tells rows apart."""
     if language is None:
