@@ -573,3 +573,25 @@ def test_the_house_says_in_which_language_an_answer_should_be_when_asked():
 def test_the_planted_control_says_the_same_in_either_place():
     assert "[[1]]" in PLANTED
     assert "[[2]]" in PLANTED
+
+
+ENGLISH = "This answer is written in English from its first word to its last, whatever the question was."
+FRENCH = "Cette réponse est écrite en français du premier mot jusqu'au dernier, comme la question le demande."
+THAI = "คำตอบนี้เขียนเป็นภาษาไทยตั้งแต่คำแรกจนถึงคำสุดท้ายตามที่คำถามขอมา"
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "off"),
+    [
+        ("fr", FRENCH, False), ("fr", ENGLISH, True), ("th", THAI, False), ("th", ENGLISH, True), ("en", ENGLISH, False),
+        ("fr", "Oui.", None), ("fr", f"```\n{ENGLISH}\n```", None), ("th", f"{THAI} {ENGLISH} {ENGLISH}", None), ("tlh", ENGLISH, None),
+        ("id", "Jawaban ini ditulis dalam bahasa Indonesia dari kata pertama sampai kata terakhir.", False),
+        ("ms", "Jawaban ini ditulis dalam bahasa Indonesia dari kata pertama sampai kata terakhir.", False),
+    ],
+)  # fmt: skip
+def test_an_answer_in_another_language_is_marked_where_that_is_sure(language, text, off):
+    rows = [{"id": 1, "language": language, "question": "?", "answer": text}]
+    other = Dataset.from_list([rows[0] | {"answer": f"{text} !"}])
+    verdicts = judge(by_length).compare(Dataset.from_list(rows), other)
+    assert verdicts["off_language_a"][0] is off
+    assert judge(by_length, check_language=False).compare(other, Dataset.from_list(rows))["off_language_a"][0] is None

@@ -13,6 +13,7 @@ from midb.generators import Completion, Generator, Sampling
 from midb.generators.base import fingerprint, stream
 from midb.judging.comparisons import Missing, Mode, as_comparisons
 from midb.judging.controls import Control, plan_controls
+from midb.judging.fidelity import off_language
 from midb.judging.prompts import (
     FOLLOW_UP,
     PUBLISHED_LABELS,
@@ -108,8 +109,8 @@ class Judge:
     a rerun asks again; `not_run`: the budget was spent; `not_asked`: the second order without `swap`; and without a call
     `identical`, `forfeit_empty`, `no_answer`, `unmatched_a`, `unmatched_b`), `reply_ab`, `reply_ba`, `follow_up_ab`,
     `follow_up_ba` (the judge's words), `error`, `p_a`, `decided_mass` (with `logprobs`), `len_a`, `len_b` (characters),
-    `edit_distance` (characters between the two), `changed` (fields, of pairs), `off_language_a`, `off_language_b`,
-    `token_in_answer` (an answer holds a verdict token), `reference` (one was shown), `prompt_tokens`,
+    `edit_distance` (characters between the two), `changed` (fields, of pairs), `off_language_a`, `off_language_b` (the
+    answer is not in the row's language; null where that is not sure), `token_in_answer` (an answer holds a verdict token), `reference` (one was shown), `prompt_tokens`,
     `completion_tokens`, `calls`, `remembered` (calls that a journal answered), `judged_by`, `judge_identity`.
 
     Args:
@@ -126,6 +127,7 @@ class Judge:
         logprobs: Ask for the probabilities of the verdict token, where the server gives them.
         system_role: False puts the system text into the user's turn.
         parity: Text unescaped, no reference answers, no added line: the published prompt as it is.
+        check_language: Look whether each answer is in its row's language; costs no call.
         controls: Comparisons of each kind with a known outcome, asked in every run; 0 for none.
         price: Money per million prompt and completion tokens, for `estimate` and `max_cost`.
         seed: Chooses the controls and the random labels.
@@ -146,6 +148,7 @@ class Judge:
     logprobs: bool = False
     system_role: bool = True
     parity: bool = False
+    check_language: bool = True
     controls: int = 8
     price: tuple[float, float] | None = None
     seed: int = 0
@@ -168,7 +171,15 @@ class Judge:
     def identity(self) -> str:
         """A hash over everything that can change a verdict, and nothing else."""
         forms = [list(getattr(self.prompts, name)) for name in sorted(self.prompts.__dataclass_fields__)]
-        how: list[object] = [self.swap, self.labels, self.strict, self.follow_up, self.identical, self.empty, self.name_language]
+        how: list[object] = [
+            self.swap,
+            self.labels,
+            self.strict,
+            self.follow_up,
+            self.identical,
+            self.empty,
+            self.name_language,
+        ]
         how += [self.logprobs, self.system_role, self.parity, self.seed if self.labels == "random" else 0]
         return fingerprint("judge", version("midb"), self.generator.identity(), str(self.sampling), forms, how)
 
@@ -477,6 +488,7 @@ class Judge:
             "len_b": sum(map(len, texts_b)) if pairs else len(judged_b),
             "edit_distance": Levenshtein.distance(judged_a, judged_b) if both else None,
             "changed": "+".join(changed),
+            "off_language_a": self._off_language(texts_a, row["language"]), "off_language_b": self._off_language(texts_b, row["language"]),
             "token_in_answer": any(token in text for text in (judged_a, judged_b) for token in _TOKENS),
             "reference": bool(row["reference"]) and not self.parity and not pairs,
             "prompt_tokens": sum(each or 0 for each in tokens[0]) if any(each is not None for each in tokens[0]) else None,
@@ -484,6 +496,9 @@ class Judge:
             "calls": ab.calls + ba.calls, "remembered": ab.remembered + ba.remembered,
             "judged_by": self.generator.name, "judge_identity": identity,
         }  # fmt: skip
+
+    def _off_language(self, texts: list[str], language: str) -> bool | None:
+        return off_language(texts[-1], language) if self.check_language and texts and language else None
 
 
 class _Budget:
@@ -530,7 +545,7 @@ def _features() -> dict[str, Any]:
         **dict.fromkeys(("p_a", "decided_mass"), share),
         **dict.fromkeys(("len_a", "len_b", "edit_distance"), number),
         "changed": text,
-        **dict.fromkeys(("token_in_answer", "reference"), flag),
+        **dict.fromkeys(("off_language_a", "off_language_b", "token_in_answer", "reference"), flag),
         **dict.fromkeys(("prompt_tokens", "completion_tokens", "calls", "remembered"), number),
         **dict.fromkeys(("judged_by", "judge_identity"), text),
         "controls": List(dict.fromkeys(control, text)),
