@@ -1,0 +1,481 @@
+"""Whether a judge can be believed: with itself, with the other languages, with people, and corrected by people.
+
+Knows verdicts ("a", "b", "tie", None for none) and statistics; no dataset, no prompt and no report. Every figure is None
+where it is not defined, such as a kappa with a rater who always says the same.
+"""
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from midb.errors import require_extra
+from midb.judging.statistics import SCORE, cluster_table, interval, joint_bootstrap
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+ORDER = ("a", "tie", "b")  # the order that weighted kappas need
+CODE = {verdict: at for at, verdict in enumerate(ORDER)}
+Z = 1.959963984540054  # of a 95 % interval
+
+
+# With itself
+
+
+class Consistency(NamedTuple):
+    """What swapping the two answers did to the verdicts; shares of the `n` pairs with a verdict in both orders."""
+
+    pairs: int
+    n: int
+    consistent: float | None
+    opposite: float | None  # a in one order and b in the other
+    mixed: float | None  # a tie in one order only
+    first: float | None  # leans to what stood first; JudgeLM's "prefer before"
+    second: float | None
+    preference: float | None  # Shi et al.'s score: -1 always the first place, 1 always the second
+
+
+def order_consistency(verdicts_ab: Sequence[str | None], verdicts_ba: Sequence[str | None]) -> Consistency:
+    """Compare the verdicts of the two orders, both in terms of the datasets a and b.
+
+    Args:
+        verdicts_ab: Verdicts with a shown first.
+        verdicts_ba: Verdicts on the same pairs with b shown first.
+
+    Source: JudgeLM's consistency and bias; Shi et al.'s preference score (arXiv 2406.07791), which is the difference of
+    those who lean to the second and to the first place over all pairs, those without a verdict included.
+    """
+    # An a with a shown first speaks for the first place, and so does a b with b shown first.
+    leans = [
+        SCORE[ab] - SCORE[ba]
+        for ab, ba in zip(verdicts_ab, verdicts_ba, strict=True)
+        if ab is not None and ba is not None
+    ]
+    found = Counter("mixed" if abs(lean) == 0.5 else "opposite" if lean else "consistent" for lean in leans)
+    first, second = sum(lean > 0 for lean in leans), sum(lean < 0 for lean in leans)
+
+    def share(count: int) -> float | None:
+        return count / len(leans) if leans else None
+
+    return Consistency(
+        pairs=len(verdicts_ab),
+        n=len(leans),
+        consistent=share(found["consistent"]),
+        opposite=share(found["opposite"]),
+        mixed=share(found["mixed"]),
+        first=share(first),
+        second=share(second),
+        preference=(second - first) / len(verdicts_ab) if leans else None,
+    )
+
+
+class Stability(NamedTuple):
+    """What asking again did: mean share of the most frequent verdict, and share of rows on which all samples agree."""
+
+    n: int
+    majority: float | None
+    unanimous: float | None
+
+
+def repetition_stability(samples: Sequence[Sequence[str | None]]) -> Stability:
+    """Compare several verdicts on the same comparison; no verdict counts as an outcome of its own.
+
+    Args:
+        samples: For each comparison its verdicts; one with a single sample says nothing and is left out.
+    """
+    repeated = [verdicts for verdicts in samples if len(verdicts) > 1]
+    if not repeated:
+        return Stability(0, None, None)
+    shares = [max(Counter(verdicts).values()) / len(verdicts) for verdicts in repeated]
+    return Stability(len(shares), sum(shares) / len(shares), sum(share == 1 for share in shares) / len(shares))
+
+
+# Two or more raters
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two raters agree on the pairs that both judged; the second is the reference where the two are not equals."""
+
+    confusion: tuple[tuple[int, ...], ...]  # rows: the reference, columns: the first rater, both in the order a, tie, b
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def n(self) -> int:
+        """Pairs that both judged."""
+        return sum(map(sum, self.confusion))
+
+    @property
+    def agreed(self) -> int:
+        """Pairs with the same verdict."""
+        return sum(row[at] for at, row in enumerate(self.confusion))
+
+    @property
+    def share(self) -> float | None:
+        """Share of the same verdict: the accuracy against a reference."""
+        return self.agreed / self.n if self.n else None
+
+    @property
+    def kappa(self) -> float | None:
+        """Cohen's kappa: agreement beyond what the two raters' habits give by chance."""
+        return _kappa(self.confusion)
+
+    def macro(self) -> tuple[float, float, float]:
+        """Precision, recall and F1 against the reference, mean over the verdicts that occur; 0 where one is undefined."""
+        table = np.array(self.confusion, float)
+        hits, expected, given = np.diag(table), table.sum(1), table.sum(0)
+        occurs = expected + given > 0
+        parts = [hits / np.maximum(total, 1) for total in (given, expected, (expected + given) / 2)]
+        precision, recall, f1 = (float(part[occurs].mean()) if occurs.any() else 0.0 for part in parts)
+        return precision, recall, f1
+
+
+def agreement(
+    a: Sequence[str | None],
+    b: Sequence[str | None],
+    *,
+    ties: bool = True,
+    clusters: Sequence[Hashable] | None = None,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+) -> Agreement:
+    """Compare two raters on the same pairs.
+
+    Args:
+        a: Verdicts of one rater, such as the judge.
+        b: Verdicts of the other on the same pairs, such as people; None of either leaves the pair out.
+        ties: FastChat's first set-up, in which chance agrees on 1 pair in 3; False is the second, which leaves out a pair
+            if either verdict is a tie, and in which chance agrees on 1 in 2.
+        clusters: The question of each pair: `low` and `high` are then the ends of a bootstrap interval of the share.
+        n_resamples: Of the bootstrap.
+        seed: The same seed gives the same interval.
+    """
+    rows = range(len(a)) if clusters is None else clusters
+    known = [
+        (one, other, row)
+        for one, other, row in zip(a, b, rows, strict=True)
+        if one is not None and other is not None and (ties or "tie" not in (one, other))
+    ]
+    table = np.zeros((3, 3), int)
+    for one, other, _ in known:
+        table[CODE[other], CODE[one]] += 1
+    ends = None
+    if clusters is not None and known:
+        same = cluster_table([float(one == other) for one, other, _ in known], [row for *_, row in known])
+        ends = interval(joint_bootstrap(same.sums, same.counts, n_resamples=n_resamples, seed=seed)[:, 0])
+    return Agreement(tuple(map(tuple, table.tolist())), *(ends or (None, None)))
+
+
+def cohen_kappa(
+    a: Sequence[str | None], b: Sequence[str | None], *, weights: Literal["linear", "quadratic"] | None = None
+) -> float | None:
+    """Cohen's kappa of two raters; None where one of them always says the same.
+
+    Args:
+        a: Verdicts of one rater.
+        b: Verdicts of the other on the same pairs; None of either leaves the pair out.
+        weights: Take a tie as half way between a and b, so that a for b is the worse mistake.
+    """
+    return _kappa(agreement(a, b).confusion, weights)
+
+
+def _kappa(table: "ArrayLike", weights: str | None = None) -> float | None:
+    require_extra("statsmodels", "judge")
+    from statsmodels.stats.inter_rater import cohens_kappa
+
+    if _constant(table):
+        return None
+    return float(cohens_kappa(table, wt=weights, return_results=False))
+
+
+def _constant(table: "ArrayLike") -> bool:
+    counts = np.asarray(table)
+    return min((counts.sum(0) > 0).sum(), (counts.sum(1) > 0).sum()) < 2
+
+
+def fleiss_kappa(table: "ArrayLike") -> float | None:
+    """Fleiss' kappa; None for fewer than two raters, and where all always say the same.
+
+    Args:
+        table: How many raters gave each question (row) each verdict (column); every question by as many raters.
+
+    Raises:
+        ValueError: Some questions have more verdicts than others.
+    """
+    require_extra("statsmodels", "judge")
+    from statsmodels.stats.inter_rater import fleiss_kappa
+
+    counts = np.asarray(table)
+    if not counts.size or counts.sum(1).max() < 2 or (counts.sum(0) > 0).sum() < 2:
+        return None
+    if np.ptp(counts.sum(1)):
+        raise ValueError(
+            f"Fleiss' kappa needs as many verdicts for each question, and there are {counts.sum(1).min()} to "
+            f"{counts.sum(1).max()}; keep the complete questions, or use krippendorff_alpha, which allows for gaps"
+        )
+    return float(fleiss_kappa(counts))
+
+
+def krippendorff_alpha(
+    ratings: Sequence[Sequence[str | float | None]], *, level: Literal["nominal", "ordinal", "interval"] = "nominal"
+) -> float | None:
+    """Krippendorff's alpha, which allows for gaps; None where no question has two verdicts, or all are the same.
+
+    Args:
+        ratings: One row per rater, one column per question; verdicts or numbers, None for a gap.
+        level: Whether verdicts are mere names, or a tie lies between a and b.
+    """
+    require_extra("evalica", "judge")
+    from evalica import InsufficientRatingsError, alpha
+    from pandas import DataFrame  # type: ignore[import-untyped]
+
+    numbers = [[SCORE.get(value, value) if isinstance(value, str) else value for value in row] for row in ratings]
+    try:
+        found = alpha(DataFrame(numbers, dtype=float), distance=level)
+    except InsufficientRatingsError:
+        return None
+    return float(found.alpha) if found.expected else None
+
+
+# With the other languages
+
+
+class LanguageAgreement(NamedTuple):
+    """How the verdicts in one language agree with those in the others, on the questions where the others have a majority."""
+
+    n: int
+    share: float | None
+    low: float | None  # of the share, by a bootstrap of questions
+    high: float | None
+    chance: float | None  # the share that unrelated verdicts with the same frequencies would reach
+    kappa: float | None  # 0 is chance
+    p_value: float | None  # one-sided, of no more agreement than chance
+
+
+@dataclass(frozen=True)
+class CrossLanguage:
+    """Whether verdicts on translations of one question agree, over all languages and for each against the others."""
+
+    questions: int
+    complete: int  # questions with a verdict in every language: those that Fleiss' kappa reads
+    fleiss: float | None
+    alpha: float | None  # Krippendorff's, over all questions, gaps included
+    languages: Mapping[str, LanguageAgreement] = field(default_factory=dict)
+    pairwise: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)  # share of the same verdict
+
+
+def cross_language(
+    questions: Sequence[Hashable],
+    languages: Sequence[str],
+    verdicts: Sequence[str | None],
+    *,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+) -> CrossLanguage:
+    """Compare the verdicts of each language with the majority of the others, question by question.
+
+    The questions are translations of each other, and so are the answers' tasks: a language whose verdicts have nothing to
+    do with those of the others is one in which the judge may not be reliable. It may also be one in which the answers
+    differ, so the figure is to be read beside the flips between the orders.
+
+    Args:
+        questions: What the languages share: an id, or an id with its turn.
+        languages: The language of each row.
+        verdicts: The merged verdict of each row; None is left out.
+        n_resamples: Of the bootstrap.
+        seed: The same seed gives the same intervals.
+
+    Raises:
+        ValueError: A language has two verdicts on one question.
+    """
+    rows = {name: at for at, name in enumerate(dict.fromkeys(questions))}
+    columns = {name: at for at, name in enumerate(dict.fromkeys(languages))}
+    votes = np.zeros((len(rows), len(columns), 3), int)
+    for question, language, verdict in zip(questions, languages, verdicts, strict=True):
+        if verdict is not None:
+            votes[rows[question], columns[language], CODE[verdict]] += 1
+    if len(twice := np.argwhere(votes.sum(2) > 1)):
+        at, of = twice[0]
+        raise ValueError(
+            f"question {list(rows)[at]!r} has several verdicts in {list(columns)[of]!r}; "
+            "name the turn or the repetition too, so that each is a question of its own: (id, turn)"
+        )
+    others = votes.sum(1, keepdims=True) - votes
+    most = others.max(2, keepdims=True, initial=0)
+    majority = (others == most) & (most > 0)
+    judged = votes.sum(2) > 0
+    counted = judged & (majority.sum(2) == 1)
+    same = (votes * majority).sum(2) * counted
+    draws = joint_bootstrap(same, counted, n_resamples=n_resamples, seed=seed)
+    complete = votes[judged.all(axis=1)].sum(1)
+    given = np.where(judged, votes.argmax(2), -1)
+    return CrossLanguage(
+        questions=len(rows),
+        complete=len(complete),
+        fleiss=fleiss_kappa(complete),
+        alpha=krippendorff_alpha([[None if code < 0 else ORDER[code] for code in row] for row in given.T.tolist()]),
+        languages={
+            language: _against_majority(votes[counted[:, at], at].T @ majority[counted[:, at], at], draws[:, at])
+            for language, at in columns.items()
+        },
+        pairwise={
+            one: {other: _same(given[:, i], given[:, j]) for other, j in columns.items() if i != j}
+            for one, i in columns.items()
+        },
+    )
+
+
+def _same(one: "NDArray[np.int_]", other: "NDArray[np.int_]") -> float | None:
+    both = (one >= 0) & (other >= 0)
+    return float(np.mean(one[both] == other[both])) if both.any() else None
+
+
+def _against_majority(table: "ArrayLike", draws: "ArrayLike") -> LanguageAgreement:
+    require_extra("statsmodels", "judge")
+    from statsmodels.stats.inter_rater import cohens_kappa
+
+    counts = np.asarray(table)
+    n = int(counts.sum())
+    low, high = interval(draws) or (None, None)
+    if not n:
+        return LanguageAgreement(0, None, None, None, None, None, None)
+    kappa = p_value = None
+    if not _constant(counts):
+        found = cohens_kappa(counts)
+        kappa, p_value = float(found.kappa), float(found.pvalue_one_sided)
+    share, chance = np.trace(counts) / n, counts.sum(0) @ counts.sum(1) / n**2
+    return LanguageAgreement(n, float(share), low, high, float(chance), kappa, p_value)
+
+
+# With people
+
+
+class PeopleAgreement(NamedTuple):
+    """How often the judge agrees with a person, and two people with each other: the second is what can be hoped for."""
+
+    judge: Agreement
+    people: Agreement
+
+
+def against_people(
+    verdicts: Mapping[Hashable, str | None], votes: Mapping[Hashable, Sequence[str | None]], *, ties: bool = True
+) -> PeopleAgreement:
+    """Compare a judge with every person who voted on the same comparison, and these with each other.
+
+    Args:
+        verdicts: The judge's merged verdict on each comparison.
+        votes: The votes of people on each comparison, in the same terms.
+        ties: Whether ties count; see `agreement`.
+
+    Source: FastChat's agreement on MT-bench, in both of its set-ups.
+    """
+    judged = [(verdicts[key], vote) for key, cast in votes.items() if key in verdicts for vote in cast]
+    paired = [pair for cast in votes.values() for pair in combinations(cast, 2)]
+    return PeopleAgreement(
+        *(agreement([x for x, _ in pairs], [y for _, y in pairs], ties=ties) for pairs in (judged, paired))
+    )
+
+
+class Calibrated(NamedTuple):
+    """A score as people would have given it, with its 95 % interval."""
+
+    score: float | None
+    low: float | None
+    high: float | None
+
+
+def calibrated_rate(
+    rate: float, n: int, *, specificity: float, sensitivity: float, n_negative: int, n_positive: int
+) -> Calibrated:
+    """Correct a judge's win rate for its mistakes on pairs that people labelled (Rogan and Gladen).
+
+    There are two outcomes here, so ties are to be dropped or split before; `prediction_powered` takes them as they are.
+
+    Args:
+        rate: Share of the `n` judged pairs that the judge calls a win.
+        n: How many pairs the judge judged.
+        specificity: Share of the labelled losses that the judge calls a loss.
+        sensitivity: Share of the labelled wins that the judge calls a win.
+        n_negative: How many losses were labelled.
+        n_positive: How many wins were labelled.
+
+    Returns:
+        All None for a judge that is no better than chance.
+
+    Source: Lee et al., arXiv 2511.21140.
+    """
+    if specificity + sensitivity <= 1:
+        return Calibrated(None, None, None)
+
+    def corrected(p: float, q0: float, q1: float) -> float:
+        return (p + q0 - 1) / (q0 + q1 - 1)
+
+    # The interval adds pseudo-observations (Agresti and Coull) and shifts the centre by what they move.
+    p, q0, q1 = (
+        (n * rate + Z**2 / 2) / (n + Z**2),
+        (n_negative * specificity + 1) / (n_negative + 2),
+        (n_positive * sensitivity + 1) / (n_positive + 2),
+    )
+    centre = corrected(p, q0, q1)
+    of_losses, of_wins = q0 * (1 - q0) / (n_negative + 2), q1 * (1 - q1) / (n_positive + 2)
+    shift = 2 * Z**2 * (centre * of_wins - (1 - centre) * of_losses)
+    variance = p * (1 - p) / (n + Z**2) + (1 - centre) ** 2 * of_losses + centre**2 * of_wins
+    half = Z * variance**0.5 / (q0 + q1 - 1)
+    low, mid, high = (
+        min(1.0, max(0.0, value))
+        for value in (centre + shift - half, corrected(rate, specificity, sensitivity), centre + shift + half)
+    )
+    return Calibrated(mid, low, high)
+
+
+def allocate_labels(
+    total: int, rate: float, *, specificity: float, sensitivity: float, pilot: int = 10
+) -> tuple[int, int]:
+    """How many losses and how many wins to have labelled, so that the interval of `calibrated_rate` is shortest.
+
+    Args:
+        total: How many labels there are to give.
+        rate: Share that the judge calls a win.
+        specificity: As found on the first `pilot` labelled losses.
+        sensitivity: As found on the first `pilot` labelled wins.
+        pilot: How many of each are labelled already; no fewer are returned.
+
+    Source: Lee et al., arXiv 2511.21140.
+    """
+    if not rate:
+        return pilot, total - pilot
+    mistakes = (pilot * (1 - specificity) + 1) / (pilot * (1 - sensitivity) + 1)
+    wins = total / (1 + (1 / rate - 1) * mistakes**0.5)
+    wins = max(pilot, round(min(total - pilot, wins)))
+    return total - wins, wins
+
+
+def prediction_powered(people: "ArrayLike", judge: "ArrayLike", rest: "ArrayLike", *, tuned: bool = True) -> Calibrated:
+    """Win score as people would give it: the judge's on all the rest, moved by its mean error where people labelled.
+
+    Args:
+        people: Scores by people on the labelled pairs: 1, 0.5 or 0.
+        judge: The judge's scores on the same pairs.
+        rest: The judge's scores on the pairs that nobody labelled.
+        tuned: Trust the judge as far as it agrees with people; False trusts it in full.
+
+    Returns:
+        All None below two labels, or below two pairs of the rest.
+
+    Source: Angelopoulos et al., arXiv 2301.09633 and 2311.01453 (tuned); the mean's closed form, as in ppi-python.
+    """
+    y, f, g = (np.asarray(scores, float) for scores in (people, judge, rest))
+    if len(y) < 2 or len(g) < 2:
+        return Calibrated(None, None, None)
+    trust = 1.0
+    if tuned:
+        spread = np.concatenate([f, g]).var(ddof=1) * (1 + len(y) / len(g))
+        trust = float(np.clip(((y - y.mean()) * (f - f.mean())).mean() / spread, 0, 1)) if spread else 0.0
+    score = float(trust * g.mean() + (y - trust * f).mean())
+    half = Z * float(np.sqrt(trust**2 * g.var() / len(g) + (y - trust * f).var() / len(y)))
+    return Calibrated(score, score - half, score + half)
