@@ -5,26 +5,24 @@ Knows no engine (a `Generator` answers chats) and no statistics (`summarize` rea
 
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-from midb.generators import Completion, Generator, Sampling
-from midb.generators.base import fingerprint, stream
+from midb.generators import Generator, Sampling
+from midb.generators.base import fingerprint
+from midb.judging.asking import Asker, Call, Reply, count_tokens
 from midb.judging.comparisons import Missing, Mode, as_comparisons
 from midb.judging.controls import Control, plan_controls
 from midb.judging.fidelity import off_language
 from midb.judging.prompts import (
-    FOLLOW_UP,
-    PUBLISHED_LABELS,
     JudgePrompts,
     Template,
     guard,
     random_labels,
-    relabel,
     render,
 )
-from midb.judging.verdict import Parsed, Verdict, merge, parse_verdict, preference, unswap
+from midb.judging.verdict import Verdict, merge
 from midb.languages import BY_CODE
 from midb.progress import RowBar, say
 from midb.schema import Batch, Message, mapped
@@ -32,37 +30,8 @@ from midb.schema import Batch, Message, mapped
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ASKED_AGAIN = {"missing", "invalid", "ambiguous"}  # once, in the same conversation; JUDGING: a re-ask, not a re-roll
-WITHOUT_CALL = {"identical", "forfeit_empty", "no_answer", "unmatched_a", "unmatched_b"}
-FOLLOW_UP_TOKENS = 16
 BATCH_ROWS = 16_384
 _TOKENS = ("[[0]]", "[[1]]", "[[2]]")
-
-
-class Call(NamedTuple):
-    """One question to the judge: the chat, and which word in its answer means what."""
-
-    messages: list[Message]
-    labels: dict[str, str] | None
-    swapped: bool
-
-
-@dataclass(slots=True)
-class Reply:
-    """What came of one call, in terms of the datasets."""
-
-    verdict: Verdict | None = None
-    status: str = "not_run"
-    text: str = ""
-    follow_up: str = ""
-    error: str = ""
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    calls: int = 0
-    remembered: int = 0
-    cost: float = 0.0
-    p_a: float | None = None
-    mass: float | None = None
 
 
 @dataclass(frozen=True)
@@ -214,20 +183,20 @@ class Judge:
                 "max_cost needs a price; give Judge(price=(per million prompt, per million completion tokens))"
             )
         comparisons = as_comparisons(dataset_a, dataset_b, on=on, mode=mode, missing=missing)
-        budget = _Budget(self, max_cost)
+        asker = self._asker(max_cost)
         plan = plan_controls(comparisons, self.controls, self.seed)
         with RowBar(len(comparisons), "judge") as bar:
-            outcomes = self._judge_controls(plan, budget)
+            outcomes = self._judge_controls(plan, asker)
 
             def judged(batch: Batch, rows: list[int]) -> Batch:
-                columns = self._judged(batch, budget, bar.count)
+                columns = self._judged(batch, asker, bar.count)
                 return columns | {"controls": [outcomes.get(row, []) for row in rows]}
 
             verdicts = mapped(
                 comparisons, judged, _features(), _TEXTS, with_indices=True, batch_size=BATCH_ROWS,
                 load_from_cache_file=False, new_fingerprint=uuid.uuid4().hex,
             )  # fmt: skip
-        say(_summary(verdicts, budget))
+        say(_summary(verdicts, asker))
         return verdicts
 
     def estimate(
@@ -242,7 +211,7 @@ class Judge:
         """Say what `compare` with the same arguments would take, a journal aside; calls nothing."""
         comparisons = as_comparisons(dataset_a, dataset_b, on=on, mode=mode, missing=missing)
         statuses: dict[str, int] = {}
-        prompts = [_tokens(call.messages) for call in self._calls_of(comparisons, statuses)]
+        prompts = [count_tokens(call.messages) for call in self._calls_of(comparisons, statuses)]
         prompt_tokens, completion_tokens = sum(prompts), 250 * len(prompts)
         cost = at_most = None
         if self.price:
@@ -270,7 +239,12 @@ class Judge:
 
     def __call__(self, batch: Batch) -> Batch:
         """Judge one batch of comparisons."""
-        return self._judged(batch, _Budget(self, None), lambda tokens, failed: None)
+        return self._judged(batch, self._asker(None), lambda tokens, failed: None)
+
+    def _asker(self, max_cost: float | None) -> Asker:
+        return Asker(
+            self.generator, self.sampling, 2 if self.swap else 1, self.strict, self.follow_up, self.logprobs, self.price, max_cost
+        )  # fmt: skip
 
     def _calls_of(self, comparisons: "Dataset", statuses: dict[str, int]) -> Iterator[Call]:
         for control in plan_controls(comparisons, self.controls, self.seed):
@@ -281,9 +255,9 @@ class Judge:
             else:
                 yield from self._calls(comparison)
 
-    def _judge_controls(self, plan: Sequence[Control], budget: "_Budget") -> dict[int, list[dict[str, Any]]]:
+    def _judge_controls(self, plan: Sequence[Control], asker: Asker) -> dict[int, list[dict[str, Any]]]:
         """Row → what the judge said of its controls."""
-        replies = self._ask([call for control in plan for call in self._calls(control.comparison)], budget)
+        replies = asker.ask([call for control in plan for call in self._calls(control.comparison)])
         outcomes: dict[int, list[dict[str, Any]]] = {}
         for control, (ab, ba) in zip(plan, self._by_row(replies), strict=True):
             outcome = {"kind": control.kind, "verdict_ab": ab.verdict, "verdict_ba": ba.verdict}
@@ -291,11 +265,11 @@ class Judge:
             outcomes.setdefault(control.row, []).append(outcome)
         return outcomes
 
-    def _judged(self, batch: Batch, budget: "_Budget", finished: Callable[[int | None, bool], None]) -> Batch:
+    def _judged(self, batch: Batch, asker: Asker, finished: Callable[[int | None, bool], None]) -> Batch:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         statuses = [self._status_without_call(row) for row in rows]
         calls = [call for row, status in zip(rows, statuses, strict=True) if not status for call in self._calls(row)]
-        replies = self._by_row(self._ask(calls, budget, finished))
+        replies = self._by_row(asker.ask(calls, finished))
         verdicts, identity, names = [], self.identity(), list(_features())
         for row, status in zip(rows, statuses, strict=True):
             if status:
@@ -361,108 +335,6 @@ class Judge:
     def _guarded(self, text: str, template: Template) -> str:
         return text if self.parity else guard(text, template)
 
-    def _ask(
-        self, calls: Sequence[Call], budget: "_Budget", finished: Callable[[int | None, bool], None] | None = None
-    ) -> list[Reply]:
-        """Ask what the budget allows, and once more where a reply holds no verdict."""
-        replies = [Reply() for _ in calls]
-        orders = 2 if self.swap else 1
-        seen = [0] * (len(calls) // orders)  # of each row, the orders that have come in
-
-        def count(at: int) -> None:
-            seen[at // orders] += 1
-            if finished and seen[at // orders] == orders:
-                row = replies[at // orders * orders :][:orders]
-                finished(sum(each.completion_tokens or 0 for each in row), any(each.status == "failed" for each in row))
-
-        start = 0
-        while start < len(calls):
-            stop = start + budget.affords(calls[start:], orders)
-            if stop == start:
-                break
-            self._ask_now(calls, range(start, stop), replies, count)
-            budget.spend(replies[start:stop])
-            start = stop
-        for at in range(start, len(calls)):
-            count(at)
-        return replies
-
-    def _ask_now(
-        self, calls: Sequence[Call], places: range, replies: list[Reply], count: Callable[[int], None]
-    ) -> None:
-        sampling = replace(self.sampling, logprobs=20) if self.logprobs else self.sampling
-        for at, completion in stream(self.generator, [calls[place].messages for place in places], sampling):
-            place = places[at]
-            self._read(replies[place], calls[place], completion)
-            count(place)
-        if not self.follow_up:
-            return
-        again: dict[Sampling, list[tuple[int, list[Message]]]] = {}
-        for place in places:
-            if question := self._again(replies[place], calls[place], sampling):
-                again.setdefault(question[0], []).append((place, question[1]))
-        for how, asked in again.items():
-            for at, completion in stream(self.generator, [messages for _, messages in asked], how):
-                place = asked[at][0]
-                self._read_again(replies[place], calls[place], completion)
-
-    def _again(self, reply: Reply, call: Call, sampling: Sampling) -> tuple[Sampling, list[Message]] | None:
-        """The one follow-up that this reply deserves."""
-        if reply.status in ASKED_AGAIN:
-            answer: list[Message] = [{"role": "assistant", "content": reply.text}]
-            question: list[Message] = [{"role": "user", "content": relabel(FOLLOW_UP, call.labels)}]
-            return replace(sampling, max_tokens=FOLLOW_UP_TOKENS), [*call.messages, *answer, *question]
-        if reply.status == "truncated":
-            return replace(sampling, max_tokens=2 * sampling.max_tokens), call.messages
-        if reply.status == "empty":
-            return replace(sampling, index=sampling.index + 1), call.messages
-        return None
-
-    def _read(self, reply: Reply, call: Call, completion: Completion) -> None:
-        self._count(reply, call.messages, completion)
-        if completion.error is not None:
-            reply.status, reply.error = "failed", completion.error
-            return
-        reply.text = completion.text
-        self._take(reply, call, completion)
-
-    def _read_again(self, reply: Reply, call: Call, completion: Completion) -> None:
-        self._count(reply, call.messages, completion)
-        if (
-            completion.error is not None
-        ):  # the first status stands, and what failed is not in a journal: a rerun asks again
-            reply.error = completion.error
-            return
-        reply.follow_up = completion.text
-        if self._parsed(call, completion).verdict is not None:
-            self._take(reply, call, completion)
-
-    def _parsed(self, call: Call, completion: Completion) -> Parsed:
-        return parse_verdict(completion.text, completion.finish_reason, strict=self.strict, labels=call.labels)  # type: ignore[arg-type]
-
-    def _take(self, reply: Reply, call: Call, completion: Completion) -> None:
-        """Set what this completion says, in terms of the datasets."""
-        parsed = self._parsed(call, completion)
-        reply.verdict, reply.status = unswap(parsed.verdict) if call.swapped else parsed.verdict, parsed.status
-        if self.logprobs and (
-            found := preference(completion.logprobs, call.labels or PUBLISHED_LABELS)  # type: ignore[arg-type]
-        ):
-            reply.p_a, reply.mass = 1 - found.p_first if call.swapped else found.p_first, found.mass
-
-    def _count(self, reply: Reply, messages: list[Message], completion: Completion) -> None:
-        reply.calls += 1
-        reply.remembered += completion.remembered
-        if completion.error is not None:
-            return
-        for name in ("prompt_tokens", "completion_tokens"):
-            if (tokens := getattr(completion, name)) is not None:
-                setattr(reply, name, (getattr(reply, name) or 0) + tokens)
-        if self.price and not completion.remembered:
-            asked = completion.prompt_tokens if completion.prompt_tokens is not None else _tokens(messages)
-            said = completion.completion_tokens
-            said = said if said is not None else _tokens([{"role": "assistant", "content": completion.text}])
-            reply.cost += (asked * self.price[0] + said * self.price[1]) / 1e6
-
     def _verdict(self, row: dict[str, Any], ab: Reply, ba: Reply, identity: str) -> dict[str, Any]:
         """What one row becomes."""
         from rapidfuzz.distance import Levenshtein
@@ -499,36 +371,6 @@ class Judge:
 
     def _off_language(self, texts: list[str], language: str) -> bool | None:
         return off_language(texts[-1], language) if self.check_language and texts and language else None
-
-
-class _Budget:
-    """How much may still be spent in one run, and how dear one more comparison may become."""
-
-    def __init__(self, judge: Judge, most: float | None) -> None:
-        self.judge, self.most, self.spent = judge, most, 0.0
-        self.longest = 0  # completion tokens of the longest answer so far
-
-    def affords(self, calls: Sequence[Call], orders: int) -> int:
-        """How many calls, whole comparisons only, cannot cost more than what is left.
-
-        Each as if it were asked twice, the second time with twice the room, and its tokens were underestimated.
-        """
-        if self.most is None or self.judge.price is None:
-            return len(calls)
-        per_prompt, per_completion = self.judge.price
-        longest = self.longest or self.judge.sampling.max_tokens
-        left, count = (self.most - self.spent) * 1e6, 0
-        for call in calls:
-            left -= 2.6 * _tokens(call.messages) * per_prompt + 3 * longest * per_completion
-            if left < 0:
-                break
-            count += 1
-        return count - count % orders
-
-    def spend(self, replies: Sequence[Reply]) -> None:
-        """Count what was asked."""
-        self.spent += sum(reply.cost for reply in replies)
-        self.longest = max([self.longest, *(reply.completion_tokens or len(reply.text) for reply in replies)])
 
 
 _TEXTS = ("question", "answer_a", "answer_b", "reference")
@@ -568,17 +410,7 @@ def _normal(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
 
 
-def _tokens(messages: Sequence[Message]) -> int:
-    """About how many tokens: a quarter of the ASCII characters, 0.6 a character of anything else, 4 a message."""
-    total = 0.0
-    for message in messages:
-        text = message["content"]
-        plain = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
-        total += 4 + plain / 4 + 0.6 * (len(text) - plain)
-    return int(total) + 1
-
-
-def _summary(verdicts: "Dataset", budget: _Budget) -> str:
+def _summary(verdicts: "Dataset", asker: Asker) -> str:
     import pyarrow.compute as pc
 
     table = verdicts.with_format("arrow")
@@ -589,7 +421,7 @@ def _summary(verdicts: "Dataset", budget: _Budget) -> str:
             if row["values"] != "ok" and row["values"] != "not_asked":
                 statuses[row["values"]] = statuses.get(row["values"], 0) + row["counts"]
     calls, remembered = (pc.sum(table[name][:]).as_py() or 0 for name in ("calls", "remembered"))
-    spent = "" if budget.judge.price is None else f", {budget.spent:,.2f} spent"
+    spent = "" if asker.price is None else f", {asker.spent:,.2f} spent"
     other = ", ".join(f"{status} {count:,}" for status, count in sorted(statuses.items()))
     return (
         f"{len(verdicts):,} comparisons: a better {counts.get('a', 0):,}, tie {counts.get('tie', 0):,}, b better "

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import NamedTuple
 
+from midb.judging.verdict import Verdict
 from midb.prompts import escape
 from midb.schema import Message
 
@@ -71,7 +72,7 @@ _PAIRS_SYSTEM = (
     'version A is better, "[[2]]" if version B is better, and "[[0]]" for a tie.'
 )
 FOLLOW_UP = "Output only your final verdict: [[1]], [[2]] or [[0]]"
-PUBLISHED_LABELS: Mapping[str, str] = {"1": "a", "2": "b", "0": "tie"}
+PUBLISHED_LABELS: Mapping[str, Verdict] = {"1": "a", "2": "b", "0": "tie"}
 
 
 class Template(NamedTuple):
@@ -125,7 +126,7 @@ def render(
     template: Template,
     values: Mapping[str, str],
     *,
-    labels: Mapping[str, str] | None = None,
+    labels: Mapping[str, Verdict] | None = None,
     language: str = "",
     system_role: bool = True,
 ) -> list[Message]:
@@ -150,7 +151,7 @@ def render(
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
-def relabel(text: str, labels: Mapping[str, str] | None) -> str:
+def relabel(text: str, labels: Mapping[str, Verdict] | None) -> str:
     """Put other verdict words in place of the published ones, in a text of ours."""
     if labels is None:
         return text
@@ -158,11 +159,12 @@ def relabel(text: str, labels: Mapping[str, str] | None) -> str:
     return re.sub(r"\[\[([012])\]\]", lambda found: f"[[{words[PUBLISHED_LABELS[found[1]]]}]]", text)
 
 
-def random_labels(*parts: object) -> dict[str, str]:
+def random_labels(*parts: object) -> dict[str, Verdict]:
     """Three verdict words for one call, the same ones each time: a planted `[[2]]` or a taste for `1` says nothing."""
     noise = int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8])
-    words: dict[str, str] = {}
-    for verdict in ("a", "b", "tie"):
+    words: dict[str, Verdict] = {}
+    verdicts: tuple[Verdict, ...] = ("a", "b", "tie")
+    for verdict in verdicts:
         while True:
             noise, letter = divmod(noise, len(_LETTERS))
             noise, digit = divmod(noise, 7)
