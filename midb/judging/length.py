@@ -1,0 +1,247 @@
+"""The win score that a would have if its answers were as long as those of b.
+
+Knows scores, lengths and questions. Judges like long answers, so a score is read beside this one. It is no defence against
+a system that games the judge: an answer that says nothing, of any length, is for the controls to catch. Lengths are compared
+within one language only, where a character is a character.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from midb.errors import require_extra
+from midb.judging.statistics import CHUNK_CELLS, interval, resamples
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+FEWEST = 30  # rows; below, two coefficients say nothing
+DEFINED = 0.95  # share of the resamples that must have a fit; with fewer, the others are no fair sample
+STEPS, LONGEST_STEP, CONVERGED = 50, 2.0, 1e-9  # of Newton's method, on the scale of log odds
+
+
+class LengthControl(NamedTuple):
+    """The length-controlled win score of a, and the judge's taste for length, each with its 95 % interval.
+
+    `phi` is the log odds that a gains by an answer that is longer by far: above 0 the judge likes long answers. It is None
+    where all pairs are equally long; all are None below 30 rows, and where length or dataset predict every verdict.
+    """
+
+    win_score: float | None
+    low: float | None
+    high: float | None
+    phi: float | None
+    phi_low: float | None
+    phi_high: float | None
+    n: int
+
+
+def length_controlled(
+    scores: Sequence[float | None],
+    len_a: Sequence[float],
+    len_b: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    n_resamples: int = 1_000,
+    seed: int = 0,
+) -> LengthControl:
+    """Fit P(a wins) = sigmoid(theta + phi * tanh(gap / sd(gap))) to one language, and take the length term away.
+
+    The fit has no penalty, which could switch the control off. Exchanging the sides turns the result exactly. What it takes
+    away is a taste that grows with the gap and levels off; of a judge that asks only which answer is longer, by however
+    little, a part remains.
+
+    Args:
+        scores: 1, 0.5 or 0 for each row, or a preference in between; None is left out.
+        len_a: Length of what dataset a showed, in characters.
+        len_b: The same of dataset b.
+        clusters: The question of each row; None takes every row for itself.
+        n_resamples: Resamples of questions; the whole fit is repeated in each.
+        seed: The same seed gives the same interval.
+
+    Source: The model of AlpacaEval's length-controlled win rate (arXiv 2404.04475), without its term for questions.
+    """
+    known = np.flatnonzero(~np.isnan(np.array(scores, float))).tolist()
+    centred = np.array(scores, float)[known] - 0.5  # exactly opposite for the two sides, and so is all that follows
+    gaps = (np.array(len_a, float) - np.array(len_b, float))[known]
+    n = len(known)
+    theta, phi = _fit(centred, gaps, np.ones((1, n))) if n >= FEWEST else (np.array([np.nan]),) * 2
+    if np.isnan(theta[0]):
+        return LengthControl(None, None, None, None, None, None, n)
+    names = known if clusters is None else [clusters[at] for at in known]
+    row_of = {name: at for at, name in enumerate(dict.fromkeys(names))}
+    cluster = np.array([row_of[name] for name in names])
+    fits = [
+        _fit(centred, gaps, part[:, cluster])
+        for weights in resamples(len(row_of), n_resamples, seed)
+        for part in np.array_split(weights, math.ceil(len(weights) * n / CHUNK_CELLS))
+    ]
+    draws = np.concatenate(fits, axis=1)
+    low, high = interval(_win_score(draws[0]), defined=DEFINED) or (None, None)
+    score = float(_win_score(theta[0]))
+    if not gaps.any():
+        return LengthControl(score, low, high, None, None, None, n)
+    phi_low, phi_high = interval(draws[1], defined=DEFINED) or (None, None)
+    return LengthControl(score, low, high, float(phi[0]), phi_low, phi_high, n)
+
+
+def _win_score(theta: "ArrayLike") -> "NDArray[np.float64]":
+    return 0.5 + np.tanh(np.asarray(theta) / 2) / 2
+
+
+def _fit(
+    centred: "NDArray[np.float64]", gaps: "NDArray[np.float64]", weights: "NDArray[np.float64]"
+) -> tuple["NDArray[np.float64]", "NDArray[np.float64]"]:
+    """Theta and phi of one fit per row of `weights`; nan where the data do not determine them.
+
+    Args:
+        centred: Scores less 0.5.
+        gaps: Length of a less length of b.
+        weights: How often each fit (row) holds each observation (column).
+    """
+    theta, phi = np.full((2, len(weights)), np.nan)
+    terms, determined = _length_terms(centred, gaps, weights)
+    active = np.flatnonzero(determined)
+    theta[active] = phi[active] = 0.0
+    for _ in range(STEPS):
+        w, x = weights[active], terms[active]
+        half = np.tanh((theta[active, None] + phi[active, None] * x) / 2) / 2
+        residual, curvature = w * (centred - half), w * (0.25 - half**2)
+        g0, g1 = residual.sum(1), np.einsum("ij,ij->i", residual, x)
+        curved = curvature * x
+        h00, h01, h11 = curvature.sum(1), curved.sum(1), np.einsum("ij,ij->i", curved, x)
+        h11 = np.where(h11 > 0, h11, 1)  # without any gap the length has nothing to explain and phi stays 0
+        determinant = h00 * h11 - h01**2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            step = np.array([h11 * g0 - h01 * g1, h00 * g1 - h01 * g0]) / determinant
+        largest = np.abs(step).max(0)
+        step *= np.minimum(1, LONGEST_STEP / np.maximum(largest, CONVERGED))
+        theta[active] += step[0]
+        phi[active] += step[1]
+        active = active[~(largest < CONVERGED)]
+        if not len(active):
+            break
+    theta[active] = phi[active] = np.nan
+    return theta, phi
+
+
+def _length_terms(
+    centred: "NDArray[np.float64]", gaps: "NDArray[np.float64]", weights: "NDArray[np.float64]"
+) -> tuple["NDArray[np.float64]", "NDArray[np.bool_]"]:
+    """The length term of every observation in every fit, and which of the fits have a finite solution.
+
+    There is none where a threshold on the gap parts what a has won, even in part, from what it has lost.
+    """
+    held = weights > 0
+
+    def ends(of: "NDArray[np.bool_]") -> tuple["NDArray[np.float64]", "NDArray[np.float64]"]:
+        return np.where(held & of, gaps, np.inf).min(1), np.where(held & of, gaps, -np.inf).max(1)
+
+    shortest, longest = ends(np.ones_like(gaps, bool))
+    won_from, won_to = ends(centred > -0.5)
+    lost_from, lost_to = ends(centred < 0.5)
+    parted = (won_to <= lost_from) | (lost_to <= won_from)
+    both = np.isfinite(won_from) & np.isfinite(lost_from)
+    equally_long = (shortest == longest) & (shortest == 0)
+    determined = (both & equally_long) | ((shortest < longest) & ~parted)
+
+    around = gaps - gaps.mean()
+    n = weights.sum(1)
+    spread = np.sqrt(np.maximum(0, weights @ around**2 - (weights @ around) ** 2 / n) / np.maximum(1, n - 1))
+    terms = np.tanh(gaps / np.where(shortest < longest, spread, 1)[:, None])
+    return terms, determined
+
+
+# As AlpacaEval computes it, for comparison with its figures; our reports do not use it.
+
+
+class AlpacaEvalFit(NamedTuple):
+    """AlpacaEval's length-controlled win rate as a share, its coefficients in our terms, and the penalty it chose."""
+
+    win_score: float
+    theta: float
+    phi: float  # for a longer answer of a
+    psi: float | None  # for the difficulty of the question
+    c: float
+
+
+class GamedRows(NamedTuple):
+    """AlpacaEval's rows of a baseline told to be verbose and to be concise, which hold the other two coefficients back."""
+
+    scores: Sequence[float]
+    gaps: Sequence[float]  # baseline less gamed baseline, in standard deviations
+    difficulty: Sequence[float]
+    weight: float = 0.1  # 0.2 over two gamed baselines
+
+
+def alpaca_eval_length_controlled(
+    scores: Sequence[float],
+    len_a: Sequence[float],
+    len_b: Sequence[float],
+    *,
+    difficulty: Sequence[float] | None = None,
+    gamed: GamedRows | None = None,
+) -> AlpacaEvalFit:
+    """AlpacaEval's own fit of model a against baseline b, with its L1 penalty chosen by cross-validation.
+
+    The penalty can set `phi` to 0, and then nothing is controlled; that is why `length_controlled` has none.
+
+    Args:
+        scores: Preference for a in [0, 1].
+        len_a: Length of the model's output, in characters.
+        len_b: Length of the baseline's.
+        difficulty: AlpacaEval's difficulty of each question; None is its `length_controlled_minimal`.
+        gamed: With `difficulty`, its `length_controlled_v1`; None is `length_controlled_noreg`.
+
+    Source: alpaca_eval 0.6.6, metrics/glm_winrate.py. Releases of scikit-learn choose another penalty here and there,
+    which moves the result by up to 0.07 points.
+    """
+    require_extra("sklearn", "judge")
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold
+
+    y, gaps = np.asarray(scores, float), np.asarray(len_b, float) - np.asarray(len_a, float)
+    columns = [np.tanh(gaps / gaps.std(ddof=1))]
+    if difficulty is not None:
+        columns.append(np.asarray(difficulty, float))
+    x = np.column_stack([*columns, np.ones(len(y))])
+    weight = np.ones(len(y))
+    if gamed is not None:
+        rows = np.column_stack([np.tanh(gamed.gaps), gamed.difficulty, np.zeros(len(gamed.scores))])
+        x, y = np.concatenate([rows, x]), np.concatenate([gamed.scores, y])
+        weight = np.concatenate([np.full(len(rows), gamed.weight), weight])
+
+    # Each row twice: as a win with the weight of its score, and as a loss with the rest.
+    x2, label, group = np.tile(x, (2, 1)), np.repeat([1, 0], len(y)), np.tile(np.arange(len(y)), 2)
+    probability, weight2 = np.concatenate([y, 1 - y]), np.tile(weight, 2)
+
+    def fit(c: float, rows: "NDArray[np.int_]") -> "NDArray[np.float64]":
+        # An l1_ratio of 1 is the L1 penalty.
+        model = LogisticRegression(C=c, l1_ratio=1, solver="liblinear", fit_intercept=False, random_state=123)
+        return model.fit(x2[rows], label[rows], (probability * weight2)[rows]).coef_[0]
+
+    def loss(coefficients: "NDArray[np.float64]", rows: "NDArray[np.int_]") -> float:
+        p = np.clip(_win_score(x2[rows] @ coefficients), 1e-15, 1 - 1e-15)
+        q = np.where(label == 1, probability, 1 - probability)[rows]
+        return float(-np.mean(weight2[rows] * (q * np.log(p) + (1 - q) * np.log(1 - p))))
+
+    folds = list(GroupKFold(5).split(x2, groups=group))
+    losses = {c: np.mean([loss(fit(c, train), test) for train, test in folds]) for c in np.logspace(-4, 4, 10).tolist()}
+    c = min(losses, key=lambda c: losses[c])
+    phi, *psi, theta = fit(c, np.arange(len(x2))).tolist()
+    if difficulty is None:
+        return AlpacaEvalFit(float(_win_score(theta)), theta, -phi, None, c)
+    return AlpacaEvalFit(alpaca_eval_win_score(theta, psi[0], difficulty), theta, -phi, psi[0], c)
+
+
+def alpaca_eval_win_score(theta: float, psi: float, difficulty: Sequence[float]) -> float:
+    """Win score that AlpacaEval predicts for answers of equal length from the difference of two models' coefficients.
+
+    Args:
+        theta: How much better a is than b.
+        psi: How much more a minds difficult questions.
+        difficulty: Of each question.
+    """
+    return float(_win_score(theta + psi * np.asarray(difficulty, float)).mean())
