@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from statistics import stdev
 
 import pytest
 from hypothesis import given, settings
@@ -37,9 +38,9 @@ def fair(rng, gap):
     return rng.choices([1, 0.5, 0], [5, 2, 3])[0]
 
 
-def taste(gap):
-    """How sure a judge is of the longer answer who looks at nothing else."""
-    return 1 / (1 + math.exp(-3 * math.tanh(gap / 250)))
+def taste(gap, scale=250):
+    """How sure a judge is of a who looks at nothing but the length."""
+    return 1 / (1 + math.exp(-3 * math.tanh(gap / scale)))
 
 
 def fond_of_length(rng, gap):
@@ -110,9 +111,10 @@ def test_a_judge_that_looks_at_nothing_but_length_says_nothing_of_the_systems():
     assert sum(scores) / 800 > 0.7
     assert found.low < 0.5 < found.high
     assert found.phi_low > 2
-    # Told as log-probabilities, without the luck of the draw.
-    sure = length_controlled([taste(a - b) for a, b in zip(*lengths[:2], strict=True)], *lengths)
-    assert sure.win_score == close(0.5, 0.01)
+    # Told as preferences, without the luck of the draw.
+    gaps = [a - b for a, b in zip(*lengths[:2], strict=True)]
+    sure = length_controlled([taste(gap, stdev(gaps)) for gap in gaps], *lengths)
+    assert (sure.win_score, sure.phi) == close((0.5, 3))
 
 
 @pytest.mark.parametrize(
