@@ -8,6 +8,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 Verdict = Literal["a", "b", "tie"]  # a reply names the first shown "a"; un-swapped, "a" is the answer of dataset a
@@ -243,13 +244,14 @@ def _plain(text: str) -> str:
 
     Character by character: normalising the whole takes hours on a megabyte of combining marks.
     """
-    table = {ord(character): _plain_character(character) for character in set(text)}
-    text = "\n".join(text.splitlines()).translate(table)
+    lines = "\n".join(text.splitlines())
+    text = lines if text.isascii() else lines.translate({ord(each): _plain_character(each) for each in set(text)})
     text = text.replace("\\[", "[").replace("\\]", "]")
     text = re.sub(r"\[[ \t]+(?=\[)", "[", text)
     return re.sub(r"(?<=\])[ \t]+\]", "]", text)
 
 
+@lru_cache(maxsize=4096)
 def _plain_character(character: str) -> str:
     match unicodedata.category(character):
         case "Cf":
