@@ -25,6 +25,7 @@ from midb.judging.statistics import (
     wilcoxon_test,
     wilson,
 )
+from midb.judging.verdict import merge
 
 VECTORS = {
     vector["id"]: vector
@@ -49,11 +50,7 @@ def close(value, tolerance=1e-9):
 
 
 def conservative(first, swapped):
-    """Both orders agree, or it is a tie."""
-    return [
-        None if None in (ab, ba) else ab if ab == ba else "tie"
-        for ab, ba in zip(map(FIRST.get, first), map(SECOND.get, swapped), strict=True)
-    ]
+    return [merge(FIRST[ab], SECOND[ba]) for ab, ba in zip(first, swapped, strict=True)]
 
 
 # Counts
