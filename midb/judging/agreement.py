@@ -231,12 +231,13 @@ def krippendorff_alpha(
         level: Whether verdicts are mere names, or a tie lies between a and b.
     """
     require_extra("evalica", "judge")
+    import pyarrow as pa
     from evalica import InsufficientRatingsError, alpha
-    from pandas import DataFrame  # type: ignore[import-untyped]
 
     numbers = [[SCORE.get(value, value) if isinstance(value, str) else value for value in row] for row in ratings]
+    questions = {str(at): pa.array(column, pa.float64()) for at, column in enumerate(zip(*numbers, strict=True))}
     try:
-        found = alpha(DataFrame(numbers, dtype=float), distance=level)
+        found = alpha(pa.table(questions).to_pandas(), distance=level)
     except InsufficientRatingsError:
         return None
     return float(found.alpha) if found.expected else None
