@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from midb.errors import MidbError as MidbError
     from midb.errors import MissingExtraError as MissingExtraError
     from midb.generators.base import Sampling as Sampling
+    from midb.judging.judge import Judge as Judge
     from midb.schema import as_alpaca as as_alpaca
     from midb.schema import as_edits as as_edits
     from midb.schema import as_messages as as_messages
@@ -27,6 +28,7 @@ _ROOMS = {
     "Booster": "midb.booster",
     "ColumnError": "midb.errors",
     "GenerationError": "midb.errors",
+    "Judge": "midb.judging.judge",
     "MidbError": "midb.errors",
     "MissingExtraError": "midb.errors",
     "Sampling": "midb.generators.base",

@@ -21,10 +21,11 @@ from rich.table import Table
 
 from midb.booster import Booster
 from midb.distance import filter_by_edit_distance
-from midb.errors import ColumnError, GenerationError, MidbError
+from midb.errors import ColumnError, GenerationError, MidbError, require_extra
 from midb.files import HUB, check_destination, check_fits, read_dataset, write_dataset
 from midb.generators import FunctionGenerator, Generator, Journal, OpenAIGenerator, Sampling, TransformersGenerator
 from midb.generators.weights import adapter_record, resolve_adapter
+from midb.judging.comparisons import Missing, Mode
 from midb.prompts import PROMPT
 from midb.review import summarize
 from midb.schema import as_edits, as_pairs
@@ -50,6 +51,22 @@ Columns = Annotated[
 Out = Annotated[str, typer.Option(help="A json, jsonl, csv or parquet file, a folder, or hf://datasets/owner/name.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first rows.")]
 Fields = Annotated[Literal["all", "response"], typer.Option(help="'response' keeps instruction and input as they are.")]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="An OpenAI-compatible server, such as http://localhost:8000/v1; the key is read from the environment."
+    ),
+]
+ApiKeyEnv = Annotated[str, typer.Option(help="The environment variable that holds the key.")]
+Timeout = Annotated[float, typer.Option(min=1, help="Seconds a request may take, with --base-url.")]
+Concurrency = Annotated[int, typer.Option(min=1, help="Requests in flight, with --base-url.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Prompts per forward pass, without --base-url.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="New tokens per row at most.")]
+JournalPath = Annotated[Path | None, typer.Option(help="Where completions are kept.", show_default="OUT.journal")]
+NoJournal = Annotated[bool, typer.Option("--no-journal", help="Keep nothing: a crash or rerun pays again.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be sent, one JSON line per row, and call nothing.")
+]
 Prompt = Annotated[
     str, typer.Option(help="What the model is told before the pair.", show_default="the published prompt")
 ]
@@ -104,13 +121,8 @@ def boost(
         str, typer.Option(help="A model or adapter (folder or Hub id); with --base-url, the name the server knows.")
     ],
     out: Out,
-    base_url: Annotated[
-        str | None,
-        typer.Option(
-            help="An OpenAI-compatible server, such as http://localhost:8000/v1; the key is read from the environment."
-        ),
-    ] = None,
-    api_key_env: Annotated[str, typer.Option(help="The environment variable that holds the key.")] = _KEY,
+    base_url: BaseUrl = None,
+    api_key_env: ApiKeyEnv = _KEY,
     config: Config = None,
     split: Split = None,
     columns: Columns = None,
@@ -123,20 +135,14 @@ def boost(
         ),
     ] = None,
     limit: Limit = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds a request may take, with --base-url.")] = 600,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight, with --base-url.")] = 64,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per forward pass, without --base-url.")] = 8,
-    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens per row at most.")] = 2048,
+    timeout: Timeout = 600,
+    concurrency: Concurrency = 64,
+    batch_size: BatchSize = 8,
+    max_tokens: MaxTokens = 2048,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    journal: Annotated[
-        Path | None, typer.Option(help="Where completions are kept.", show_default="OUT.journal")
-    ] = None,
-    no_journal: Annotated[
-        bool, typer.Option("--no-journal", help="Keep nothing: a crash or rerun pays again.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be sent, one JSON line per row, and call nothing.")
-    ] = False,
+    journal: JournalPath = None,
+    no_journal: NoJournal = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Boost a dataset; run the same command again to ask only for what failed."""
     check_destination(out, source)
@@ -158,9 +164,7 @@ def boost(
         return
     generator: Generator
     if base_url is not None:
-        key = os.environ.get(api_key_env)
-        if key is None and api_key_env != _KEY:
-            raise typer.BadParameter(f"--api-key-env {api_key_env}: there is no such environment variable")
+        key = _read_key(api_key_env)
         generator = OpenAIGenerator(
             model, base_url=base_url, api_key=key, concurrency=concurrency, timeout=timeout, sampling=sampling
         )
@@ -265,7 +269,156 @@ def data(
     _console().print(f"{len(edits):,} edits, {mended:,} with a repair (column 'repair'), written to {plain(out)}")
 
 
+@app.command()
+@_plain_errors
+def judge(
+    source_a: Annotated[
+        str, typer.Argument(metavar="A", help="Answers of one system, one version of a training set, or edits alone.")
+    ],
+    model: Annotated[
+        str, typer.Option(help="Who judges: a model (folder or Hub id); with --base-url, the name the server knows.")
+    ],
+    out: Out,
+    source_b: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="B", help="The other system's or version; left out, edits are judged against their raw side."
+        ),
+    ] = None,
+    base_url: BaseUrl = None,
+    api_key_env: ApiKeyEnv = _KEY,
+    config: Config = None,
+    split: Split = None,
+    on: Annotated[str, typer.Option(help="The column that names a question, in both.")] = "id",
+    mode: Annotated[Mode, typer.Option(help="Two answers to a question, or two versions of a training row.")] = "auto",
+    missing: Annotated[
+        Missing, typer.Option(help="A row that one side lacks: no verdict, an error, or a point lost.")
+    ] = "keep",
+    one_order: Annotated[
+        bool, typer.Option("--one-order", help="Half the calls, and the judge's taste for a place.")
+    ] = False,
+    labels: Annotated[
+        Literal["published", "random"],
+        typer.Option(help="'random' gives each call verdict words that no answer can plant."),
+    ] = "published",
+    controls: Annotated[int, typer.Option(min=0, help="Comparisons of each kind whose outcome is known.")] = 8,
+    price: Annotated[
+        str | None,
+        typer.Option(help="Per million prompt,completion tokens, such as 0.15,0.60; the estimate says what it makes."),
+    ] = None,
+    max_cost: Annotated[float | None, typer.Option(min=0, help="Stop before more is spent; needs --price.")] = None,
+    timeout: Timeout = 600,
+    concurrency: Concurrency = 64,
+    batch_size: BatchSize = 8,
+    max_tokens: MaxTokens = 2048,
+    journal: JournalPath = None,
+    no_journal: NoJournal = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Judge A against B in both orders, write the verdicts, and say what they are worth."""
+    from midb.judging import Judge, summarize
+
+    for library in ("scipy", "statsmodels"):  # the report at the end needs them: say so before anything is paid for
+        require_extra(library, "judge")
+    if Path(out).suffix == ".csv":
+        raise typer.BadParameter(f"--out {out}: csv cannot hold the controls of verdict rows; use .jsonl or .parquet")
+    check_destination(out, source_a)
+    if source_b:
+        check_destination(out, source_b)
+    sampling = Sampling(max_tokens=max_tokens)
+    asker = Judge(
+        generator=_NOBODY, sampling=sampling, swap=not one_order, labels=labels, controls=controls, price=_price(price)
+    )  # fmt: skip
+    side_a = _only_split(read_dataset(source_a, config, split))
+    side_b = _only_split(read_dataset(source_b, config, split)) if source_b else None
+    if dry_run:
+        for messages in asker.preview(side_a, side_b, None, on=on, mode=mode, missing=missing):
+            print(json.dumps({"model": model, "messages": messages, **asdict(sampling)}, ensure_ascii=False))
+        return
+    generator: Generator
+    if base_url is not None:
+        generator = OpenAIGenerator(
+            model, base_url=base_url, api_key=_read_key(api_key_env), concurrency=concurrency, timeout=timeout
+        )
+    else:
+        base, adapter = resolve_adapter(model)
+        generator = TransformersGenerator(base, adapter=adapter, batch_size=batch_size)
+    if not no_journal:
+        generator = Journal(generator, journal or _journal_of(out))
+    _console().print(plain(str(asker.estimate(side_a, side_b, on=on, mode=mode, missing=missing))))
+    verdicts = replace(asker, generator=generator).compare(
+        side_a, side_b, on=on, mode=mode, missing=missing, max_cost=max_cost
+    )
+    check_fits(verdicts, out)
+    write_dataset(verdicts, out, config)
+    print(
+        summarize(verdicts, names=(Path(source_a).stem, Path(source_b).stem if source_b else "raw"), price=asker.price)
+    )
+    _console().print(f"verdicts written to {plain(out)}; the whole report: midb report {plain(out)}")
+    lost = sum(status in ("failed", "not_run") for name in ("status_ab", "status_ba") for status in verdicts[name])
+    if lost:
+        _stop(f"{lost:,} calls failed or were not run; the same command asks for those alone", 3)
+
+
+@app.command()
+@_plain_errors
+def report(
+    verdicts: Annotated[str, typer.Argument(help="What `midb judge` wrote: a file, a folder, or a Hub dataset.")],
+    out: Annotated[Path | None, typer.Option(help="A .md or .json file.", show_default="print Markdown")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A .png file for the picture.")] = None,
+    names: Annotated[str, typer.Option(help="What the two sides are called: boosted,raw.")] = "A,B",
+    by: Annotated[str, typer.Option(help="Columns to tell apart besides: language,category.")] = "language",
+    price: Annotated[str | None, typer.Option(help="Per million prompt,completion tokens, such as 0.15,0.60.")] = None,
+    config: Config = None,
+    split: Split = None,
+) -> None:
+    """Say what stored verdicts are worth: rates with intervals, the judge's health, cost; calls nothing."""
+    from midb.judging import summarize
+
+    sides = names.split(",")
+    if len(sides) != 2:
+        raise typer.BadParameter(f"--names {names!r} is not two names; write boosted,raw")
+    if out is not None and out.suffix not in (".md", ".json"):
+        raise typer.BadParameter(f"--out {out}: a report is a .md or .json file")
+    rows = _only_split(read_dataset(verdicts, config, split))
+    made = summarize(rows, by=tuple(by.split(",")), names=(sides[0], sides[1]), price=_price(price))
+    text = (
+        json.dumps(made.to_dict(), ensure_ascii=False, indent=1)
+        if out and out.suffix == ".json"
+        else made.to_markdown()
+    )
+    if out:
+        out.write_text(text + "\n", encoding="utf-8")
+    else:
+        print(text)
+    for path in filter(None, (out, made.plot(plot) if plot else None)):
+        _console().print(f"written to {plain(str(path))}")
+
+
 app.command()(_plain_errors(train))
+
+
+def _read_key(api_key_env: str) -> str | None:
+    key = os.environ.get(api_key_env)
+    if key is None and api_key_env != _KEY:
+        raise typer.BadParameter(f"--api-key-env {api_key_env}: there is no such environment variable")
+    return key
+
+
+def _price(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        prompt, completion = map(float, text.split(","))
+    except ValueError:
+        raise typer.BadParameter(
+            f"--price {text!r} is not two numbers; write 0.15,0.60 for the price of a million prompt and completion tokens"
+        ) from None
+    return prompt, completion
+
+
+def _only_split(dataset: Any) -> Any:
+    return next(iter(dataset.values())) if isinstance(dataset, dict) and len(dataset) == 1 else dataset
 
 
 def _splits(dataset: Any) -> list[Any]:
