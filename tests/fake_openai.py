@@ -70,6 +70,15 @@ class World:
         words = found[1].split(",") if found else ["ok"]
         return words[min(times, len(words)) - 1]
 
+    def key_of(self, request: dict[str, Any]) -> str:
+        """What a request is counted under."""
+        content = request["messages"][-1]["content"]
+        return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
+
+    def reply(self, request: dict[str, Any], key: str, fault: str) -> bytes:
+        """The body of a 200."""
+        return chat_reply(request, key, fault)
+
 
 def chat_reply(request: dict[str, Any], text: str, fault: str) -> bytes:
     """The body of a 200 reply, as broken as `fault` wants it."""
@@ -158,8 +167,7 @@ class Connection(asyncio.Protocol):
     def chat(self, head: bytes, body: bytes) -> None:
         world = self.world
         request = json.loads(body)
-        content = request["messages"][-1]["content"]
-        text = content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
+        text = world.key_of(request)
         counts = world.asked.setdefault(text, [0, 0])
         counts[0] += 1
         world.requests += 1
@@ -206,17 +214,17 @@ class Connection(asyncio.Protocol):
             body = {"error": {"message": f"{status} for the key {self.key}\n", "type": "fake", "code": None}}
             self.send(int(status), json.dumps(body).encode(), f"Retry-After: {wait}\r\n" if wait else "")
         else:
-            counts[1] += 1
-            self.world.answered += 1
-            self.send(200, chat_reply(request, text, fault))
+            if fault != "broken":  # which is no answer in full
+                counts[1] += 1
+                self.world.answered += 1
+            self.send(200, self.world.reply(request, text, fault))
 
     def send(self, status: int, body: bytes, headers: str = "") -> None:
         head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
         self.transport.write(head.encode() + body)
 
 
-async def serve(port: int, latency: float, slow_every: int, slow: float) -> None:
-    world = World(latency, slow_every, slow)
+async def serve(port: int, world: World) -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(world), "127.0.0.1", port, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
@@ -276,5 +284,6 @@ if __name__ == "__main__":
     parser.add_argument("--latency", type=float, default=0.0)
     parser.add_argument("--slow-every", type=int, default=0)
     parser.add_argument("--slow", type=float, default=0.0)
+    options = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(**vars(parser.parse_args())))
+        asyncio.run(serve(options.port, World(options.latency, options.slow_every, options.slow)))
