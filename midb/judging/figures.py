@@ -1,0 +1,441 @@
+"""Verdict rows → figures: rates with their intervals, for all rows, for each language, and for how much was changed.
+
+Knows arrays and statistics; no dataset and no words. Every rate is computed as a margin (wins less losses), which changes
+its sign exactly when the two sides are exchanged, and becomes a score at the end: so the exchanged report is the mirrored one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from midb.judging.agreement import Consistency, LanguageAgreement, cross_language, order_consistency
+from midb.judging.health import related_to_nothing
+from midb.judging.length import LengthControl, length_controlled
+from midb.judging.rows import Rows
+from midb.judging.statistics import (
+    clustered_se,
+    detectable,
+    holm,
+    interval,
+    joint_bootstrap,
+    permutation_test,
+    sign_test,
+    wilson,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Mask = NDArray[np.bool_]
+
+DISTANCE = "edit_distance"
+DECILES = 10
+FEWEST_CHANGED = 30  # rows for a dose-response: three in a decile
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A rate with its 95 % interval. None where there is nothing to compute it from.
+
+    Attributes:
+        value: As a share, 0.5 for half.
+        low: Lower end.
+        high: Upper end.
+        se: Standard error, clustered by question; None below two questions.
+        n: Comparisons that it counts.
+        n_clusters: Questions that they belong to.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    se: float | None
+    n: int
+    n_clusters: int
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What became of the comparisons; None where the rows do not say.
+
+    Attributes:
+        comparisons: Rows with both sides; the unmatched are none.
+        win: Better in dataset a. With rule `average`: leaning to it.
+        tie: Equal.
+        loss: Better in dataset b.
+        dropped: Opposite verdicts, which the rule `decisive` leaves out.
+        no_verdict: Status → rows without a verdict.
+        identical: Equal answers, a tie without a call.
+        forfeits: An empty answer, decided without a call.
+        unmatched: Rows that only one dataset has.
+        not_run: Left out because the budget was spent; counted in `no_verdict` too.
+        answers_with_token: Rows in which an answer holds a verdict token.
+        off_language_a: Answers of a that are not in the language of their row.
+        off_language_b: Answers of b likewise.
+        coverage: Share of the comparisons with a verdict; None for none of none.
+    """
+
+    comparisons: int
+    win: int
+    tie: int
+    loss: int
+    dropped: int
+    no_verdict: dict[str, int]
+    identical: int | None
+    forfeits: int | None
+    unmatched: int | None
+    not_run: int | None
+    answers_with_token: int | None
+    off_language_a: int | None
+    off_language_b: int | None
+    coverage: float | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows with one value of a column: counts and figures, all of dataset a.
+
+    Attributes:
+        group: The value; empty where it is unknown, or for all rows.
+        counts: What became of its comparisons.
+        win_score: Wins and half the ties (CoachLM's WR1).
+        net_margin: Wins less losses; MIDB's published figure.
+        wr2: Wins of the decided ones, with Wilson's interval, widened where questions repeat.
+        qs: Share that is at least as good.
+        p_sign: Exact sign test over questions.
+        p_permutation: Sign flips over questions.
+        p_holm: The latter, corrected for asking every language.
+        detectable: Smallest true difference of the win score that so many questions find four times of five.
+        orders: How often the judge kept its verdict when the two answers changed places.
+        agreement: How far a language's verdicts agree with those of the others on the same question.
+        unreliable: The judge's verdicts in this language are related neither to each other nor to other languages.
+        on_language: Win score without answers in a wrong language.
+        length: Win score if both answers were as long.
+    """
+
+    group: str
+    counts: Tally
+    win_score: Figure
+    net_margin: Figure
+    wr2: Figure
+    qs: Figure
+    p_sign: float | None
+    p_permutation: float | None
+    p_holm: float | None
+    detectable: float | None
+    orders: Consistency | None
+    agreement: LanguageAgreement | None = None
+    unreliable: bool = False
+    on_language: Figure | None = None
+    length: LengthControl | None = None
+
+
+@dataclass(frozen=True)
+class Macro:
+    """The languages together, each counting the same; those without a verdict are left out.
+
+    Attributes:
+        mean: Mean of their win scores; the interval draws questions, in all languages at once.
+        micro: The win score of all rows, in which a language with more rows counts more.
+        lowest: The language with the lowest win score, and that.
+        highest: Likewise.
+        above_half: Languages whose interval lies above one half.
+        below_half: Languages whose interval lies below.
+        languages: How many there are.
+        length_controlled: Mean of the win scores at equal length, over the languages that have one.
+    """
+
+    mean: Figure
+    micro: float | None
+    lowest: tuple[str, float]
+    highest: tuple[str, float]
+    above_half: int
+    below_half: int
+    languages: int
+    length_controlled: float | None
+
+
+class Figures:
+    """All figures of a report. One bootstrap serves them all: a resample of the questions is the same in every group.
+
+    Attributes:
+        tables: `all` (one group), each column, and `edit_distance` with `halves` where there is a dose-response.
+    """
+
+    def __init__(self, rows: Rows, columns: Sequence[str], seed: int, n_resamples: int) -> None:
+        self.rows, self.seed, self.n_resamples = rows, seed, n_resamples
+        numbers = rows.numbers
+        wrong = [numbers[name] == 1 for name in ("off_language_a", "off_language_b") if name in numbers]
+        self.on_language = ~np.logical_or.reduce(wrong) if wrong else None
+        self.parts = {"all": [("", np.ones(len(rows.margin), bool))], **{name: _parts(rows, name) for name in columns}}
+        self.parts |= _by_distance(rows)
+        margins = [np.where(part, rows.margin, np.nan) for parts in self.parts.values() for _, part in parts]
+        at_least = [np.where(np.isnan(each), np.nan, np.where(each < 0, -1.0, 1.0)) for each in margins]
+        kept = [] if self.on_language is None else [np.where(self.on_language, each, np.nan) for each in margins]
+        draws = self._draws([*margins, *at_least, *kept])
+        self.tables: dict[str, list[Group]] = {}
+        self.draws: dict[str, Floats] = {}
+        start = 0
+        for table, parts in self.parts.items():
+            places = range(start, start + len(parts))
+            self.draws[table] = draws[:, places]
+            self.tables[table] = [
+                self._group(name, part, [draws[:, kind] for kind in range(at, draws.shape[1], len(margins))])
+                for at, (name, part) in zip(places, parts, strict=True)
+            ]
+            start += len(parts)
+
+    def _group(self, name: str, part: "Mask", draws: list["Floats"]) -> Group:
+        margin = np.where(part, self.rows.margin, np.nan)
+        at_least = np.where(np.isnan(margin), np.nan, np.where(margin < 0, -1.0, 1.0))
+        win_score = self._score(margin, draws[0])
+        by_question = self._sums(margin)
+        known = win_score.n > 0
+        return Group(
+            group=name,
+            counts=_tally(self.rows, part),
+            win_score=win_score,
+            net_margin=self._figure(margin, draws[0]),
+            wr2=self._decided(margin),
+            qs=self._score(at_least, draws[1]),
+            p_sign=sign_test(int((by_question > 0).sum()), int((by_question < 0).sum())) if known else None,
+            p_permutation=self._permutation(by_question) if known else None,
+            p_holm=None,
+            detectable=detectable(win_score.se),
+            orders=self._orders(part),
+            on_language=None
+            if self.on_language is None
+            else self._score(np.where(self.on_language, margin, np.nan), draws[2]),
+        )
+
+    def languages(self) -> tuple[list[Group], Macro | None]:
+        """The figures of each language, what they say of each other, and their mean."""
+        corrected = holm([each.p_permutation if each.group else None for each in self.tables["language"]])
+        agreements = self._agreements()
+        groups = []
+        for group, p_holm, (name, part) in zip(self.tables["language"], corrected, self.parts["language"], strict=True):
+            found = agreements.get(name)
+            length = self.length(part) if name else None
+            odd = related_to_nothing(found, group.orders)
+            groups.append(replace(group, p_holm=p_holm, agreement=found, unreliable=odd, length=length))
+        told = [at for at, group in enumerate(groups) if group.group and group.win_score.value is not None]
+        if len(told) < 2:
+            return groups, None
+        return groups, self._macro([groups[at] for at in told], self.draws["language"][:, told])
+
+    def _macro(self, groups: list[Group], draws: "Floats") -> Macro:
+        overall, known = self.tables["all"][0], ~np.isnan(draws)
+        means = np.where(known, draws, 0).sum(axis=1) / known.sum(axis=1)  # a rare language may miss in a resample
+        margin = sum(group.net_margin.value or 0.0 for group in groups) / len(groups)
+        low, high = _mirrored(means)
+        lengths = [each.length.win_score for each in groups if each.length and each.length.win_score is not None]
+        scores = [(group.group, group.win_score.value or 0.0) for group in groups]
+        ends = [(group.win_score.low, group.win_score.high) for group in groups]
+        return Macro(
+            mean=Figure(
+                _as_score(margin), _as_score(low), _as_score(high), float(np.std(means)) / 2,
+                sum(group.win_score.n for group in groups), overall.win_score.n_clusters,
+            ),
+            micro=overall.win_score.value,
+            lowest=min(scores, key=lambda each: each[1]),
+            highest=max(scores, key=lambda each: each[1]),
+            above_half=sum(low is not None and low > 0.5 for low, _ in ends),
+            below_half=sum(high is not None and high < 0.5 for _, high in ends),
+            languages=len(groups),
+            length_controlled=sum(lengths) / len(lengths) if lengths else None,
+        )  # fmt: skip
+
+    def length(self, part: "Mask") -> LengthControl | None:
+        """Win score at equal length; for one language, since lengths of two have no common measure."""
+        numbers = self.rows.numbers
+        if "len_a" not in numbers or "len_b" not in numbers:
+            return None
+        part = part & ~np.isnan(self.rows.margin + numbers["len_a"] + numbers["len_b"])
+        scores, len_a, len_b = 0.5 + self.rows.margin[part] / 2, numbers["len_a"][part], numbers["len_b"][part]
+        questions = self.rows.question[part].tolist()
+        return length_controlled(scores.tolist(), len_a.tolist(), len_b.tolist(), questions, seed=self.seed)
+
+    def trend(self) -> Figure | None:
+        """What the more changed half gains over the less changed one."""
+        if "halves" not in self.tables:
+            return None
+        lower, upper = (each.net_margin for each in self.tables["halves"])
+        if lower.value is None or upper.value is None:
+            return None
+        difference = self.draws["halves"][:, 1] - self.draws["halves"][:, 0]
+        low, high = _mirrored(difference)
+        changed = np.logical_or.reduce([part for _, part in self.parts["halves"]])
+        n_clusters = len(np.unique(self.rows.question[changed]))
+        se = float(np.nanstd(difference)) / 2
+        return Figure((upper.value - lower.value) / 2, low / 2, high / 2, se, upper.n + lower.n, n_clusters)
+
+    def preference(self) -> Figure | None:
+        """Mean of the judge's own probability that a is better."""
+        p_a = self.rows.numbers.get("p_a")
+        return None if p_a is None else self._score(2 * p_a - 1, self._draws([2 * p_a - 1])[:, 0])
+
+    def same_in_both_orders(self) -> tuple[int, int]:
+        """Comparisons that the judge decided in both orders, and how many of them alike."""
+        ab, ba = self.rows.orders or ([], [])
+        both = [one == other for one, other in zip(ab, ba, strict=True) if one is not None and other is not None]
+        return len(both), sum(both)
+
+    def judged_equal_answers(self) -> tuple[int, int]:
+        """Equal answers that the judge was shown, in the first turn, and how many it called a tie."""
+        distance = self.rows.numbers.get(DISTANCE)
+        if distance is None:
+            return 0, 0
+        shown = (distance == 0) & (self.rows.status == "ok")
+        if "turn" in self.rows.groups:  # equal second answers may follow unequal first ones
+            codes, names = self.rows.groups["turn"]
+            shown &= np.isin(codes, [at for at, name in enumerate(names) if name in ("", "1")])
+        return int(shown.sum()), int((self.rows.margin[shown] == 0).sum())
+
+    def _figure(self, values: "Floats", draws: "Floats") -> Figure:
+        """Mean of values in [-1, 1]."""
+        known = ~np.isnan(values)
+        questions = self.rows.question[known]
+        n, n_clusters = int(known.sum()), len(np.unique(questions))
+        if not n:
+            return Figure(None, None, None, None, 0, 0)
+        mean = float(values[known].mean())
+        low, high = _mirrored(draws)
+        if low == high:  # all alike: what so few questions cannot have shown, by Wilson's bound
+            unseen = 1 - _wilson(n_clusters, n_clusters)[0]
+            low, high = mean - unseen * (1 + mean), mean + unseen * (1 - mean)
+        return Figure(mean, low, high, clustered_se(values[known].tolist(), questions.tolist()), n, n_clusters)
+
+    def _score(self, values: "Floats", draws: "Floats") -> Figure:
+        """The same as a score in [0, 1]."""
+        found = self._figure(values, draws)
+        if found.value is None or found.low is None or found.high is None:
+            return found
+        se = None if found.se is None else found.se / 2
+        return Figure(
+            _as_score(found.value), _as_score(found.low), _as_score(found.high), se, found.n, found.n_clusters
+        )
+
+    def _decided(self, margin: "Floats") -> Figure:
+        """Wins of the decided ones; Wilson's interval counts questions that repeat for less (Kish's design effect)."""
+        decided = np.sign(margin[np.abs(margin) > 0])
+        questions = self.rows.question[np.abs(margin) > 0]
+        n, n_clusters = len(decided), len(np.unique(questions))
+        if not n:
+            return Figure(None, None, None, None, 0, 0)
+        mean = float(decided.mean())
+        se, naive = clustered_se(decided.tolist(), questions.tolist()), clustered_se(decided.tolist())
+        effect = max(1.0, (se / naive) ** 2) if se and naive and n_clusters < n else n / n_clusters
+        low, high = _wilson(max((decided > 0).sum(), (decided < 0).sum()) / effect, n / effect)
+        low, high = 1 - (1 - low), 1 - (1 - high)  # so that the mirrored interval is this one's mirror to the last bit
+        if mean < 0:
+            low, high = 1 - high, 1 - low
+        return Figure(_as_score(mean), low, high, None if se is None else se / 2, n, n_clusters)
+
+    def _draws(self, columns: Sequence["Floats"]) -> "Floats":
+        """Bootstrapped means of each column of values."""
+        sums = np.stack([self._sums(values) for values in columns], axis=1)
+        counts = np.stack([self._sums(np.where(np.isnan(values), np.nan, 1.0)) for values in columns], axis=1)
+        return joint_bootstrap(sums, counts, n_resamples=self.n_resamples, seed=self.seed)
+
+    def _sums(self, values: "Floats") -> "Floats":
+        """Sum over each question."""
+        known = ~np.isnan(values)
+        return np.bincount(self.rows.question[known], values[known], int(self.rows.question.max()) + 1).astype(float)
+
+    def _permutation(self, by_question: "Floats") -> float:
+        return permutation_test(by_question / 2, n_resamples=self.n_resamples, seed=self.seed)
+
+    def _orders(self, part: "Mask") -> Consistency | None:
+        if self.rows.orders is None:
+            return None
+        places = np.flatnonzero(part & self.rows.asked).tolist()
+        ab, ba = ([order[at] for at in places] for order in self.rows.orders)
+        return order_consistency(ab, ba)
+
+    def _agreements(self) -> dict[str, LanguageAgreement]:
+        codes, names = self.rows.groups["language"]
+        known = ~np.isnan(self.rows.margin) & np.array([bool(name) for name in names])[codes]
+        verdicts = np.array(["b", "tie", "a"], object)[np.sign(self.rows.margin[known]).astype(int) + 1]
+        if len(np.unique(codes[known])) < 2:
+            return {}
+        told = [names[code] for code in codes[known].tolist()]
+        shared = self.rows.shared[known].tolist()
+        found = cross_language(shared, told, verdicts.tolist(), n_resamples=self.n_resamples, seed=self.seed)
+        return dict(found.languages)
+
+
+def _parts(rows: Rows, column: str) -> list[tuple[str, "Mask"]]:
+    codes, values = rows.groups[column]
+    return [(value, codes == code) for code, value in enumerate(values)]
+
+
+def _by_distance(rows: Rows) -> dict[str, list[tuple[str, "Mask"]]]:
+    """Tenths of each language by how much was changed, equal answers apart, and the two halves."""
+    distance = rows.numbers.get(DISTANCE)
+    if distance is None:
+        return {}
+    equal = (distance == 0) | (rows.status == "identical")
+    changed = ~equal & ~np.isnan(distance) & ~np.isnan(rows.margin)
+    if changed.sum() < FEWEST_CHANGED:
+        return {}
+    decile = np.zeros(len(distance), int)
+    languages = rows.groups["language"][0] if "language" in rows.groups else np.zeros(len(distance), int)
+    for language in np.unique(languages):
+        here = changed & (languages == language)
+        ordered = np.sort(distance[here])  # equal distances share a decile
+        decile[here] = 1 + np.searchsorted(ordered, distance[here]) * DECILES // max(1, len(ordered))
+    tenths = [(str(at), decile == at) for at in range(1, DECILES + 1)]
+    halves = [("lower", changed & (decile <= DECILES // 2)), ("upper", decile > DECILES // 2)]
+    unchanged = [("0", equal)] if equal.any() else []
+    return {DISTANCE: [*unchanged, *(each for each in tenths if each[1].any())], "halves": halves}
+
+
+def _tally(rows: Rows, part: "Mask") -> Tally:
+    status, margin, numbers = rows.status[part], rows.margin[part], rows.numbers
+    alone = np.isin(status, ("unmatched_a", "unmatched_b"))
+    without = status[~alone & ~rows.has_verdict[part]].tolist()
+    no_verdict = {each: without.count(each) for each in sorted(set(without))}
+    comparisons = int((~alone).sum())
+
+    def status_count(*names: str) -> int | None:
+        return int(np.isin(status, names).sum()) if rows.has_status else None
+
+    def count(name: str) -> int | None:
+        return int((numbers[name][part] == 1).sum()) if name in numbers else None
+
+    return Tally(
+        comparisons=comparisons,
+        win=int((margin > 0).sum()),
+        tie=int((margin == 0).sum()),
+        loss=int((margin < 0).sum()),
+        dropped=int((rows.has_verdict[part] & np.isnan(margin)).sum()),
+        no_verdict=no_verdict,
+        identical=status_count("identical"),
+        forfeits=status_count("forfeit_empty"),
+        unmatched=status_count("unmatched_a", "unmatched_b"),
+        not_run=status_count("not_run"),
+        answers_with_token=count("token_in_answer"),
+        off_language_a=count("off_language_a"),
+        off_language_b=count("off_language_b"),
+        coverage=int(rows.has_verdict[part].sum()) / comparisons if comparisons else None,
+    )
+
+
+def _as_score(margin: float) -> float:
+    """From [-1, 1] to [0, 1], so that the scores of two opposite margins add up to 1 exactly."""
+    larger = 0.5 + abs(margin) / 2
+    return larger if margin >= 0 else 1 - larger
+
+
+def _mirrored(draws: "Floats") -> tuple[float, float]:
+    """A percentile interval that is the exact mirror of that of the negated draws; interpolation alone is off by a bit."""
+    low, high = interval(draws) or (np.nan, np.nan)
+    other_low, other_high = interval(-draws) or (np.nan, np.nan)
+    return (low - other_high) / 2, (high - other_low) / 2
+
+
+def _wilson(successes: float, n: float) -> tuple[float, float]:
+    return wilson(successes, n) or (0.0, 1.0)

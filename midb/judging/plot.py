@@ -1,0 +1,149 @@
+"""Report → one picture: the win score of every language, and how it grows with the edit.
+
+Knows a finished report and matplotlib, without pyplot, which keeps global state and may want a screen. Names come from the
+data: they are drawn as they are, never as formulas, and what the font lacks as a box.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from midb.errors import require_extra
+from midb.languages import BY_CODE
+
+if TYPE_CHECKING:
+    from midb.judging.figures import Figure, Group
+    from midb.judging.report import Report
+
+BETTER, UNCLEAR, WORSE, MEAN, FAINT = "#1b7f79", "#7a7f87", "#b4472e", "#1f2933", "#e4e7eb"
+LONGEST = 28  # characters of a label
+STYLE = {
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib
+    "font.size": 9,
+    "text.usetex": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9aa5b1",
+    "text.color": MEAN,
+    "axes.labelcolor": MEAN,
+    "xtick.color": MEAN,
+    "ytick.color": MEAN,
+}
+
+
+def plot_report(report: "Report", path: Path) -> Path:
+    """Draw the report as a PNG.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    require_extra("matplotlib", "judge")
+    import matplotlib
+    from matplotlib.figure import Figure as Picture
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    with matplotlib.rc_context(STYLE):
+        dose = report.tables.get("edit_distance", ())
+        rows = _rows(report)
+        panels = 2 if dose else 1
+        size = (10.5 if dose else 6.5, 2.1 + 0.27 * max(len(rows), 5))
+        picture = Picture(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.05))
+        axes = picture.subplots(1, panels, squeeze=False, width_ratios=[1.2, 1][:panels])[0]
+        a, b = (_drawable(name) for name in report.names)
+        picture.suptitle(f"{a} against {b}\n{_summary(report)}", x=0.015, ha="left", linespacing=1.5, parse_math=False,
+                         fontsize=11, fontweight="bold", color=MEAN if report.headline else WORSE)  # fmt: skip
+        _draw_languages(axes[0], rows, a, report.health.fit)
+        if dose:
+            _draw_dose(axes[1], dose, report.health.fit)
+        picture.savefig(path, dpi=150)
+    return path
+
+
+def _summary(report: "Report") -> str:
+    found = report.headline
+    if found is None:
+        return "Headline withheld: this judge cannot be believed here"
+    if found.value is None or found.low is None or found.high is None:
+        return "no verdict"
+    of = f"mean of {report.macro.languages} languages" if report.macro else f"{found.n:,} comparisons"
+    return f"win score {100 * found.value:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f}), {of}"
+
+
+def _rows(report: "Report") -> list[tuple[str, "Figure", bool, bool]]:
+    """Label, win score, unreliable, mean: best language first, the mean last."""
+    languages = [group for group in report.tables.get("language", ()) if group.win_score.value is not None]
+    languages.sort(key=lambda group: -(group.win_score.value or 0.0))
+    rows = [(_language(group.group), group.win_score, group.unreliable, False) for group in languages]
+    if report.macro and report.health.fit:
+        rows.append((f"mean of {report.macro.languages} languages", report.macro.mean, False, True))
+    return rows or [("all rows", report.figures.win_score, False, False)]
+
+
+def _draw_languages(axes: Any, rows: list[tuple[str, "Figure", bool, bool]], name: str, fit: bool) -> None:
+    places = [-at - 0.5 * mean for at, (_, _, _, mean) in enumerate(rows)]  # the mean a little apart
+    aside = axes.get_yaxis_transform()
+    for place, (_, figure, unreliable, mean) in zip(places, rows, strict=True):
+        if figure.value is None or figure.low is None or figure.high is None:
+            continue
+        value, low, high = 100 * figure.value, 100 * figure.low, 100 * figure.high
+        color = MEAN if mean else UNCLEAR if not fit else BETTER if low > 50 else WORSE if high < 50 else UNCLEAR
+        axes.plot([low, high], [place, place], color=color, lw=2.6 if mean else 1.8, alpha=0.7, solid_capstyle="round")
+        axes.plot(value, place, marker="D" if mean else "o", ms=7 if mean else 6, color=color, markeredgewidth=1.6,
+                  markerfacecolor="white" if unreliable or not fit else color)  # fmt: skip
+        style = {"transform": aside, "ha": "right", "va": "center_baseline", "weight": "bold" if mean else "normal"}
+        axes.text(1.1, place, f"{value:.1f}", **style)
+        axes.text(1.25, place, f"{figure.n:,}", color=UNCLEAR, **style)
+    for x, head in ((1.1, "%"), (1.25, "n")):
+        axes.text(x, 1, head, transform=axes.transAxes, ha="right", va="top", color=UNCLEAR)
+    axes.axvline(50, color=MEAN, lw=1, ls=(0, (4, 3)), zorder=1)
+    if rows[-1][3]:
+        axes.axhline(places[-1] + 0.75, color=FAINT, zorder=1)
+    axes.set_yticks(places, [label for label, *_ in rows], parse_math=False)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(places[-1] - 0.8, 1.3 if len(rows) > 1 else 1)
+    hollow = "\nhollow: the judge is unreliable here" if any(unreliable for _, _, unreliable, _ in rows) and fit else ""
+    axes.set_xlabel(f"win score of {name} in %, with its 95 % interval{hollow}", parse_math=False)
+    _scale(axes, "x")
+
+
+def _draw_dose(axes: Any, dose: tuple["Group", ...], fit: bool) -> None:
+    color = BETTER if fit else UNCLEAR
+    known = [(int(group.group), group.win_score) for group in dose if group.win_score.value is not None]
+    tenths = [(at, figure) for at, figure in known if at > 0]
+    low, mid, high = ([100 * getattr(figure, part) for _, figure in tenths] for part in ("low", "value", "high"))
+    axes.axhline(50, color=MEAN, lw=1, ls=(0, (4, 3)), zorder=1)
+    axes.fill_between([at for at, _ in tenths], low, high, color=color, alpha=0.15, lw=0)
+    axes.plot([at for at, _ in tenths], mid, color=color, marker="o", ms=5, lw=1.6)
+    for at, figure in known[: len(known) - len(tenths)]:  # equal answers
+        axes.plot(
+            at, 100 * (figure.value or 0.0), marker="s", ms=6, color=MEAN, markerfacecolor="white", markeredgewidth=1.6
+        )
+    axes.set_xticks([at for at, _ in known], [str(at) if at else "equal" for at, _ in known])
+    axes.set_xlabel("edit distance, in tenths of each language")
+    axes.set_ylabel("win score in %")
+    _scale(axes, "y")
+
+
+def _scale(axes: Any, along: str) -> None:
+    """Whole numbers, a faint grid, and never less than ten points: small differences shall look small."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis, (low, high) = (axes.xaxis, axes.get_xlim()) if along == "x" else (axes.yaxis, axes.get_ylim())
+    axes.set(**{f"{along}lim": (min(low, 44.5), max(high, 55.5))})
+    axis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=True))
+    axes.grid(axis=along, color=FAINT)
+    axes.set_axisbelow(True)
+
+
+def _language(label: str) -> str:
+    return BY_CODE[label].name if label in BY_CODE else _drawable(label) if label else "language unknown"
+
+
+def _drawable(label: str) -> str:
+    """One short line in the characters that the font has."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    has = get_font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap()
+    text = " ".join("".join(each if each.isprintable() else " " for each in label).split())
+    text = "".join(each if ord(each) in has else "□" for each in text)
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

@@ -1,0 +1,308 @@
+"""Verdict rows → report: who is better, by how much, how sure that is, and whether the judge can be believed at all.
+
+Knows stored verdict rows alone and asks nobody: rows that were loaded again give the same report.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from midb.errors import require_extra
+from midb.judging.agreement import Consistency, LanguageAgreement, order_consistency
+from midb.judging.figures import DISTANCE, FEWEST_CHANGED, Figure, Figures, Group, Macro, Tally
+from midb.judging.health import Health, judge_health
+from midb.judging.length import LengthControl
+from midb.judging.markdown import report_markdown, report_text
+from midb.judging.rows import Rows, Rule, read_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the judgments took, controls apart. Tokens of remembered answers are counted; None where the rows do not say.
+
+    Attributes:
+        calls: Requests, follow-ups included.
+        remembered: Those that a journal answered.
+        prompt_tokens: Sent.
+        completion_tokens: Received.
+        dollars: By `price`, as if nothing had been remembered.
+        calls_per_verdict: Requests for one comparison with a verdict, those that needed none included.
+        dollars_per_verdict: Likewise.
+        wasted: Share of the requests that gave no verdict.
+    """
+
+    calls: int | None
+    remembered: int | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    dollars: float | None
+    calls_per_verdict: float | None
+    dollars_per_verdict: float | None
+    wasted: float | None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the report was made of, and how."""
+
+    judged_by: tuple[str, ...]
+    judge_identity: tuple[str, ...]
+    rows: int
+    fingerprint: str
+    rule: str
+    seed: int
+    n_resamples: int
+    midb: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Dataset a against dataset b, as a judge saw it.
+
+    Attributes:
+        names: What the two are called.
+        headline: The win score of a: the mean of the languages where there are several. None where the judge is unfit.
+        figures: Of all rows.
+        macro: Of the languages together; None below two.
+        tables: Column → a group per value. `edit_distance` holds the deciles of each language, `0` its equal answers.
+        trend: Win score of the more changed half less that of the less changed one, within each language.
+        preference: Mean of the judge's own probability that a is better.
+        decided_mass: Mean probability of the verdict words; below 0.9 the judge has trouble with the format.
+        health: Whether the judge can be believed.
+        cost: What it took.
+        absent: What the report lacks → why.
+        provenance: What it was made of.
+    """
+
+    names: tuple[str, str]
+    headline: Figure | None
+    figures: Group
+    macro: Macro | None
+    tables: dict[str, tuple[Group, ...]]
+    trend: Figure | None
+    preference: Figure | None
+    decided_mass: float | None
+    health: Health
+    cost: Cost
+    absent: dict[str, str]
+    provenance: Provenance
+
+    def __str__(self) -> str:
+        return report_text(self)
+
+    def to_markdown(self) -> str:
+        """The report for a model card or an issue; names and labels cannot break out of it."""
+        return report_markdown(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in the types of JSON; None where there is no number."""
+        return dict(_plain(self))
+
+    def to_dataset(self) -> "Dataset":
+        """One row per group of each table: `table`, `group`, counts and figures; `all` is all rows, `macro` the languages' mean.
+
+        A figure takes five columns: `win_score`, `win_score_low`, `win_score_high`, `win_score_se`, `win_score_n`.
+        """
+        from datasets import Dataset, Features, Value
+
+        groups = [("all", self.figures), *((name, group) for name, table in self.tables.items() for group in table)]
+        rows = [{"table": name, "group": group.group, **_flat(group)} for name, group in groups]
+        if self.macro:
+            rows.append({"table": "macro", "group": "", **_flat_figure("win_score", self.macro.mean)})
+        kinds = dict.fromkeys(rows[0], "float64") | {"table": "string", "group": "string", "unreliable": "bool"}
+        kinds |= {name: "int64" for name in kinds if name in _COUNTED or name.endswith("_n")}
+        features = Features({name: Value(kind) for name, kind in kinds.items()})
+        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in kinds}, features)
+
+    def plot(self, path: str | Path | None = None) -> Path:
+        """Draw the languages and the dose-response as a PNG, by default `report.png` in the current folder."""
+        from midb.judging.plot import plot_report
+
+        return plot_report(self, Path("report.png") if path is None else Path(path))
+
+
+def summarize(
+    verdicts: "Dataset",
+    by: Sequence[str] = ("language",),
+    *,
+    names: tuple[str, str] = ("A", "B"),
+    rule: Rule = "conservative",
+    price: tuple[float, float] | None = None,
+    seed: int = 0,
+    n_resamples: int = 10_000,
+) -> Report:
+    """Make a report of verdict rows: what `judge.compare` returned, or what was stored of it.
+
+    Reads: `id` and `verdict`, or `verdict_ab` and `verdict_ba`; any other column of a `Judge` that is there. What needs a
+    missing column is left out, and `report.absent` says why.
+
+    Args:
+        by: Columns to tell rows apart by, besides `language`, `category`, `turn` and `changed`.
+        names: What datasets a and b are called.
+        rule: How two orders make one outcome. `conservative`: what is not unanimous is a tie. `average`: each order counts
+            half. `decisive`: a win and a tie make a win, and opposite wins are left out.
+        price: Dollars per million prompt tokens and per million completion tokens.
+        seed: The same rows and seed give the same report.
+        n_resamples: Of the bootstrap and of the permutation tests.
+
+    Raises:
+        ColumnError: The rows cannot be read as verdicts.
+        ValueError: An argument is not one of its choices.
+    """
+    by = (by,) if isinstance(by, str) else tuple(by)
+    _check_arguments(names, rule, price, n_resamples)
+    for module in ("scipy", "statsmodels"):
+        require_extra(module, "judge")
+    rows = read_rows(verdicts, by, rule)
+    has = {name: len(values) for name, (_, values) in rows.groups.items()}
+    columns = [name for name in dict.fromkeys((*by, "category", "turn", "changed")) if name in has]
+    columns = [name for name in columns if name != "language" and (name in by or has[name] > 1)]
+    if any(rows.groups.get("language", ([], []))[1]):
+        columns.insert(0, "language")
+    make = Figures(rows, columns, seed, n_resamples)
+    overall, macro = make.tables["all"][0], None
+    tables = {name: tuple(make.tables[name]) for name in (*columns, DISTANCE) if name in make.tables}
+    if "language" in tables:
+        languages, macro = make.languages()
+        tables["language"] = tuple(languages)
+    if macro is None:
+        overall = replace(overall, length=make.length(np.ones(len(rows.margin), bool)))
+    coverage = overall.counts.coverage or 0.0
+    health = judge_health(rows.controls or [], coverage, make.same_in_both_orders(), make.judged_equal_answers())
+    mass = rows.numbers.get("decided_mass")
+    provenance = Provenance(
+        judged_by=rows.sources.get("judged_by", ()),
+        judge_identity=rows.sources.get("judge_identity", ()),
+        rows=len(rows.margin),
+        fingerprint=rows.fingerprint,
+        rule=rule,
+        seed=seed,
+        n_resamples=n_resamples,
+        midb=version("midb"),
+    )
+    return Report(
+        names=(names[0], names[1]),
+        headline=(macro.mean if macro else overall.win_score) if health.fit else None,
+        figures=overall,
+        macro=macro,
+        tables=tables,
+        trend=make.trend(),
+        preference=make.preference(),
+        decided_mass=None if mass is None else float(np.nanmean(mass)),
+        health=health,
+        cost=_cost(rows, price),
+        absent=_absent(rows, overall, tables),
+        provenance=provenance,
+    )
+
+
+def _check_arguments(names: Any, rule: Any, price: Any, n_resamples: int) -> None:
+    if isinstance(names, str) or len(names) != 2 or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"names={names!r:.80} does not name two datasets; give two texts: ('boosted', 'raw')")
+    if rule not in ("conservative", "average", "decisive"):
+        raise ValueError(f"rule={rule!r:.80} is not a choice; use 'conservative', 'average' or 'decisive'")
+    if price is not None and (len(price) != 2 or not all(math.isfinite(each) and each >= 0 for each in price)):
+        raise ValueError(
+            f"price={price!r:.80} cannot be; give dollars per million prompt tokens and per million completion tokens"
+        )
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples={n_resamples} gives no interval; use 1,000 or more")
+
+
+def _cost(rows: Rows, price: tuple[float, float] | None) -> Cost:
+    def total(name: str) -> int | None:
+        return int(np.nansum(rows.numbers[name])) if name in rows.numbers else None
+
+    calls, prompt_tokens, completion_tokens = total("calls"), total("prompt_tokens"), total("completion_tokens")
+    decided = int(rows.has_verdict.sum())
+    dollars = answered = None
+    if price and prompt_tokens is not None and completion_tokens is not None:
+        dollars = (prompt_tokens * price[0] + completion_tokens * price[1]) / 1e6
+    if calls and rows.orders is not None:
+        called = rows.numbers["calls"] > 0
+        answered = sum(int((called & np.array([each is not None for each in order])).sum()) for order in rows.orders)
+    return Cost(
+        calls=calls,
+        remembered=total("remembered"),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        dollars=dollars,
+        calls_per_verdict=None if calls is None or not decided else calls / decided,
+        dollars_per_verdict=None if dollars is None or not decided else dollars / decided,
+        wasted=None if answered is None or not calls else 1 - answered / calls,
+    )
+
+
+def _absent(rows: Rows, overall: Group, tables: dict[str, tuple[Group, ...]]) -> dict[str, str]:
+    """What the report lacks, and why."""
+    numbers, absent = rows.numbers, {}
+    languages = tables.get("language", ())
+    if overall.orders is None:
+        absent["orders"] = "there are no verdict_ab and verdict_ba"
+    elif not overall.orders.n:
+        absent["orders"] = (
+            "no comparison was judged in both orders, so every figure carries the judge's taste for a place"
+        )
+    if not rows.has_status:
+        absent["statuses"] = "there are no status_ab and status_ba"
+    if not languages:
+        absent["languages"] = "no row says its language"
+    if "len_a" not in numbers or "len_b" not in numbers:
+        absent["length control"] = "there are no len_a and len_b"
+    elif not any(each.length and each.length.win_score is not None for each in (*languages, overall)):
+        absent["length control"] = "each language has fewer than 30 verdicts, or length alone predicts them"
+    if overall.on_language is None:
+        absent["answers in a wrong language"] = "there are no off_language_a and off_language_b"
+    if DISTANCE not in tables:
+        few = f"fewer than {FEWEST_CHANGED} rows with a verdict were changed"
+        absent["dose-response"] = few if DISTANCE in numbers else f"there is no {DISTANCE}"
+    if not rows.controls:
+        absent["controls"] = "there is no column controls" if rows.controls is None else "not run"
+    if "p_a" not in numbers:
+        absent["the judge's own probabilities"] = "there is no p_a, or it is empty"
+    if "calls" not in numbers:
+        absent["cost"] = "there is no calls"
+    return absent
+
+
+def _plain(value: Any) -> Any:
+    """In the types of JSON; names of fields become keys."""
+    if is_dataclass(value):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Consistency | LanguageAgreement | LengthControl):
+        return _plain(value._asdict())
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_COUNTED = {each.name for each in fields(Tally)} - {"coverage"}
+_NOTHING = Figure(None, None, None, None, 0, 0)
+
+
+def _flat(group: Group) -> dict[str, Any]:
+    """A group as one row without nesting, with the same names for every group."""
+    row = _plain(group.counts) | {"no_verdict": sum(group.counts.no_verdict.values())}
+    for name in ("win_score", "net_margin", "wr2", "qs", "on_language"):
+        row |= _flat_figure(name, getattr(group, name) or _NOTHING)
+    row |= {name: getattr(group, name) for name in ("p_sign", "p_permutation", "p_holm", "detectable", "unreliable")}
+    orders = group.orders or order_consistency([], [])
+    row |= {name: getattr(orders, name) for name in ("consistent", "opposite", "preference")}
+    row |= {"agreement": group.agreement.share if group.agreement else None}
+    row |= {"agreement_kappa": group.agreement.kappa if group.agreement else None}
+    length = group.length or LengthControl(None, None, None, None, None, None, 0)
+    return row | {f"length_{name}": value for name, value in length._asdict().items()}
+
+
+def _flat_figure(name: str, figure: Figure) -> dict[str, Any]:
+    return {name: figure.value} | {f"{name}_{part}": getattr(figure, part) for part in ("low", "high", "se", "n")}
