@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import math
 import re
 import sys
 import zlib
@@ -29,6 +30,12 @@ BLOCKS = re.compile(
     r"\[User Question(?: 2)?\]\n(.*?)\n(?=\[The Start of Assistant A’s Answer\]|\[Assistant [AB]’s Answer 2\])"
     r"|\[(?:The Start of Assistant [AB]’s Answer|Assistant [AB]’s Answer 2)\]\n(.*?)\n\[The End of Assistant",
     re.DOTALL,
+)
+EXPLANATION = (
+    "Both assistants answer what the user asked. The first keeps close to the question and gives its reasons in order; the "
+    "second adds detail that was not asked for, though it is accurate as far as it goes. In depth and clarity they differ a "
+    "little, and one of them leaves a step to the reader. I weighed helpfulness, relevance and accuracy, and paid no heed to "
+    "length, nor to which of the two was shown first."
 )
 WORDS = re.compile(r'"\[\[(\w+)\]\]"')
 NORMAL = NormalDist()
@@ -184,10 +191,27 @@ class Played:
         word = {"a": first, "b": second, "tie": tie}[self.verdict(seen)]
         if asked_again:
             return f"[[{word}]]", "stop"
-        return (
-            f"I read both answers, and weighed how helpful and accurate they are.\n\nFinal verdict: [[{word}]]",
-            "stop",
-        )
+        return f"{EXPLANATION}\n\nFinal verdict: [[{word}]]", "stop"
+
+
+def answered(asked: Any, system: str, longer: float = 1.0) -> Any:
+    """What a system says, marked as its own: text in the question's language, from 100 to 4,000 characters."""
+    spoken: dict[str, list[str]] = {}
+    for language, turns in zip(asked["language"], asked["turns"], strict=True):
+        spoken.setdefault(language, []).extend(turns)
+    texts = {
+        language: (" ".join(turns) + " ") * math.ceil(9000 / len(" ".join(turns))) for language, turns in spoken.items()
+    }
+
+    def say(row: dict[str, Any], turn: int, question: str) -> str:
+        where = system, row["id"], row["language"], turn
+        text = texts[row["language"]]
+        length = min(4000, int(longer * 700 * math.exp(1.5 * (share("length", *where) - 0.5))))
+        start = int(share("start", *where) * (len(text) - length))
+        return f"{mark(*where, question)} {text[start : start + length].replace('[', '(')}"
+
+    answers = [[say(row, turn, question) for turn, question in enumerate(row["turns"], 1)] for row in asked]
+    return asked.add_column("answers", answers)
 
 
 def request_key(messages: Sequence[dict[str, Any]], max_tokens: int) -> str:
