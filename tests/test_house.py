@@ -38,7 +38,7 @@ HOMES = {
     "trl": {"train/trainer.py"},
     "openai": {"generators/openai.py"},
     "matplotlib": {"train/log.py", "judging/plot.py"},
-    "scipy": {"judging/statistics.py", "judging/agreement.py"},
+    "scipy": {"judging/statistics.py", "judging/agreement.py", "judging/health.py"},
     "statsmodels": {"judging/statistics.py", "judging/agreement.py"},
     "sklearn": {"judging/length.py"},
     "evalica": {"judging/ranking.py", "judging/agreement.py"},
