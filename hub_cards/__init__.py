@@ -1,0 +1,1 @@
+"""The templates of the cards, as package data of `midb.hub_cards`."""

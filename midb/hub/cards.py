@@ -1,0 +1,381 @@
+"""A thing → its card: pure and offline. What the thing does not say is an argument, and what nobody says is left out.
+
+Knows edits, evaluation sets, adapters and metrics, and the templates in `hub_cards`; nothing of how a card is sent.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import (
+    DatasetCard,
+    DatasetCardData,
+    EvalResult,
+    ModelCard,
+    ModelCardData,
+    RepoCard,
+    SpaceCard,
+    try_to_load_from_cache,
+)
+
+from midb import metric
+from midb.errors import MidbError
+from midb.generators import Journal, OpenAIGenerator, TransformersGenerator
+from midb.generators.adapter import AdapterRecord, read_record
+from midb.generators.weights import ADAPTER_CONFIG, adapter_hash, weights_name
+from midb.hub.facts import named_splits, read_edits
+from midb.hub.questions import PUBLISHED, read_questions
+from midb.hub.readme import METRIC, as_section
+from midb.hub.text import render
+from midb.languages import language_code
+from midb.schema import PAIR
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+    from midb.booster import Booster
+    from midb.judging.report import Report
+
+REPO = "owner/name"  # in a card that does not know where it will be
+PICTURE = "distances.png"
+_MEANINGS = {
+    "id": "what the row is called; in the files of MIDB as its English original, the same in every language",
+    "language": "ISO 639 code",
+    "instruction": "what is asked",
+    "input": "what it is asked of; empty where there is none",
+    "response": "the answer",
+    "raw_instruction": "the pair that it was made from",
+    "raw_input": "likewise",
+    "raw_response": "likewise",
+    "boost_status": "boosted, unchanged, rejected or failed; all but the first keep the raw pair",
+    "boost_reason": "why it was rejected or failed",
+    "boost_reply": "the text of the model, where it was rejected",
+    "boost_prompt_tokens": "what the question took",
+    "boost_completion_tokens": "what the answer took",
+    "boosted_by": "who was asked",
+    "edit_distance": "characters between the raw and the new pair",
+    "published_distance": "the published figure: the English one in every language",
+    "repair": "what midb mended in this row of the published files; empty where nothing was",
+    "category": "what kind of question it is",
+    "turns": "the questions of one conversation, in order",
+    "defect": "lost: the second turn is not in the published file; split: one turn became several",
+    "subset": "the part of AlpacaEval that it comes from",
+}  # fmt: skip
+_SIZES = [
+    (10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
+    (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"),
+]  # fmt: skip
+
+
+def dataset_card(
+    edits: "Dataset | DatasetDict",
+    *,
+    repo_id: str = REPO,
+    license: str | None = None,
+    source_datasets: Sequence[str] | None = None,
+    booster: "Booster | None" = None,
+    report: "Report | None" = None,
+    language: str | None = None,
+    template: str | Path | None = None,
+) -> DatasetCard:
+    """Make the card of a set of edits: boosted rows, or revisions by people.
+
+    Reads: the pair columns, their `raw_` twins, and `language`, `boost_status`, `boost_reason`, `boosted_by` where they are.
+
+    Args:
+        repo_id: Where it will be, for the lines that load it.
+        license: An identifier of the Hub's list, such as `cc-by-nc-4.0`; by default what `edits.info` says. Never guessed.
+        source_datasets: Hub ids of what the raw pairs were taken from.
+        booster: What made the rows: model, adapter, prompt, sampling and guards are told from it.
+        report: What a judge made of these rows.
+        language: The language of rows that do not say one.
+        template: Your own Jinja file in place of `hub_cards/dataset.md`; it may name what that one names.
+
+    Raises:
+        ColumnError: The rows are no edits, or hold a language that is none.
+        TypeError: A stream, or no dataset.
+        ValueError: The rows say that another booster made them.
+        FileNotFoundError: There is no such template.
+    """
+    splits = named_splits(edits)
+    facts = read_edits(splits, language)
+    if booster is not None and set(facts.boosted_by) != {booster.generator.name}:
+        raise ValueError(
+            f"the rows say that they were boosted by {', '.join(facts.boosted_by) or 'nobody'}, and booster= asks "
+            f"{booster.generator.name}; give the booster that made them all, or none"
+        )
+    license = license or next((split.info.license for split in splits.values() if split.info.license), None)
+    codes = [each.language for each in facts.languages if each.language]
+    names = [each.name for each in facts.languages if each.language]
+    text = render(
+        template,
+        "dataset.md",
+        {
+            "facts": facts, "total": facts.total, "codes": codes, "language_names": _and_others(names),
+            "repo_id": repo_id, "example": codes[0] if codes else "all", "meanings": _MEANINGS, "picture": PICTURE,
+            "source_datasets": list(source_datasets or ()), "license": license, "report": _judged(report),
+            "how": _how_boosted(booster) if booster else {}, "prompt": booster.prompt if booster else "",
+        },
+    )  # fmt: skip
+    data = DatasetCardData(
+        language=codes or None,
+        license=license,
+        size_categories=[_size(facts.rows)],
+        source_datasets=list(source_datasets) if source_datasets else None,
+        task_categories=["text-generation"],
+        tags=["midb", "instruction-tuning", *(["synthetic"] if facts.has_status else [])],
+    )
+    what = "Boosted instructions" if facts.has_status else "Revised instructions"
+    return DatasetCard(
+        _content(data.to_yaml(), f"{what}{' in ' * bool(names)}{_and_others(names) if names else ''}", text)
+    )
+
+
+def eval_set_card(
+    questions: "Dataset | DatasetDict",
+    *,
+    repo_id: str = REPO,
+    license: str | None = None,
+    source_datasets: Sequence[str] | None = None,
+    template: str | Path | None = None,
+) -> DatasetCard:
+    """Make the card of an evaluation set: what `release.load_mt_bench` or `load_alpaca_eval` gives, or one of that shape.
+
+    Reads: `id`, `language`, `turns`, and `category`, `defect`, `repair` where they are.
+
+    Args:
+        repo_id: Where it will be, for the lines that load it.
+        license: By default what `questions.info` says.
+        source_datasets: Hub ids of what was translated.
+        template: Your own Jinja file in place of `hub_cards/eval_set.md`.
+
+    Raises:
+        ColumnError: It has not the shape, or holds a language that is none.
+        TypeError: A stream, or no dataset.
+    """
+    splits = named_splits(questions, "test")
+    facts = read_questions(splits)
+    license = license or next((split.info.license for split in splits.values() if split.info.license), None)
+    codes = [each.language for each in facts.languages if each.language]
+    names = [each.name for each in facts.languages if each.language]
+    title, description = PUBLISHED.get(facts.published, ("Questions", ""))
+    text = render(
+        template,
+        "eval_set.md",
+        {
+            "facts": facts, "language_names": _and_others(names), "repo_id": repo_id, "license": license,
+            "example": codes[0] if codes else "all", "meanings": _MEANINGS, "published": facts.published,
+            "description": description,
+        },
+    )  # fmt: skip
+    data = DatasetCardData(
+        language=codes or None,
+        license=license,
+        size_categories=[_size(facts.rows)],
+        source_datasets=list(source_datasets) if source_datasets else None,
+        multilinguality=["translation"] if facts.published else None,
+        task_categories=["text-generation"],
+        tags=["midb", "evaluation", *([facts.published] if facts.published else [])],
+    )
+    return DatasetCard(
+        _content(data.to_yaml(), f"{title}{' in ' * bool(names)}{_and_others(names) if names else ''}", text)
+    )
+
+
+def adapter_card(
+    folder: str | Path,
+    *,
+    repo_id: str = REPO,
+    base_model: str | None = None,
+    license: str | None = None,
+    datasets: Sequence[str] | None = None,
+    report: "Report | None" = None,
+    judged_on: str | None = None,
+    template: str | Path | None = None,
+) -> ModelCard:
+    """Make the card of a trained booster.
+
+    Args:
+        folder: What the trainer wrote: `adapter_config.json`, and `booster.json` where midb trained it.
+        repo_id: Where it will be, for the lines that load it.
+        base_model: Hub id of the base model; needed where the adapter names a local folder.
+        license: An identifier of the Hub's list. Never guessed, nor taken from the base model.
+        datasets: Hub ids of what it was trained on.
+        report: What a judge made of its work; figures of a judge that can be believed go into `model-index`.
+        judged_on: Hub id of the dataset that was judged.
+        template: Your own Jinja file in place of `hub_cards/adapter.md`.
+
+    Raises:
+        FileNotFoundError: The folder holds no adapter, or there is no such template.
+        MidbError: The base model is a place of this machine, and `base_model` does not say its Hub id.
+        ValueError: The record in the folder is broken.
+    """
+    base = base_model_of(folder, base_model)
+    record = read_record(folder)
+    picture = "loss.png" if Path(folder, "loss.png").is_file() else None
+    text = render(
+        template,
+        "adapter.md",
+        {
+            "base_model": base, "record": record, "repo_id": repo_id, "datasets": list(datasets or ()), "license": license,
+            "report": _judged(report), "picture": picture,
+        },
+    )  # fmt: skip
+    results = _eval_results(report, judged_on) if report else []
+    data = ModelCardData(
+        language=_languages_of(record) or None,
+        license=license,
+        base_model=base,
+        datasets=list(datasets) if datasets else None,
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=["midb", "booster", "lora", f"base_model:adapter:{base}"],
+        model_name=repo_id.split("/")[-1] if results else None,
+        eval_results=results or None,
+    )
+    return ModelCard(_content(data.to_yaml(), f"A booster on {base.split('/')[-1]}", text))
+
+
+def metric_card(name: str) -> SpaceCard:
+    """The card of one of midb's metrics, as it is installed.
+
+    Raises:
+        ValueError: There is no such metric.
+    """
+    text = Path(metric.path(name), "README.md").read_text(encoding="utf-8")
+    card = SpaceCard(text)
+    return SpaceCard(f"---\n{card.data.to_yaml()}\n---\n\n{as_section(card.text)}\n")
+
+
+def with_repo_id(card: RepoCard, repo_id: str) -> RepoCard:
+    """The card with the place where it goes, in the lines that load the thing. Data cannot hold quotation marks there."""
+    return type(card)(str(card).replace(f'"{REPO}"', f'"{repo_id}"'))
+
+
+def base_model_of(folder: str | Path, base_model: str | None = None) -> str:
+    """The Hub id of an adapter's base model.
+
+    Raises:
+        FileNotFoundError: The folder holds no adapter.
+        MidbError: It is no Hub id.
+    """
+    config = Path(folder, ADAPTER_CONFIG)
+    if not config.is_file():
+        raise FileNotFoundError(f"{folder} holds no {ADAPTER_CONFIG}; give the folder that a training wrote")
+    said = base_model or json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    argument = "base_model=" if base_model else "the adapter's base model"
+    if not said:
+        raise MidbError(f"{config.name} names no base model; say which it is: base_model='owner/name'")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", said) or Path(said).is_dir():
+        raise MidbError(
+            f"{argument} is the local path {said!r}, where nobody else has a model; give its Hub id: base_model='owner/name'"
+        )
+    return said
+
+
+def _content(metadata: str, title: str, body: str) -> str:
+    return f"---\n{metadata}\n---\n\n# {title}\n\n{as_section(body)}\n"
+
+
+def _and_others(names: Sequence[str], most: int = 4) -> str:
+    if not names:
+        return "languages that the rows do not state"
+    if len(names) > most:
+        return f"{', '.join(names[: most - 1])} and {len(names) - most + 1} other languages"
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _size(rows: int) -> str:
+    return next((name for limit, name in _SIZES if rows < limit), "n>1T" if rows >= 10**12 else "10B<n<100B")
+
+
+def _languages_of(record: AdapterRecord | None) -> list[str]:
+    """The codes of what was trained on, as far as the record's names are languages."""
+    codes = []
+    for name in record.data.get("languages", {}) if record else ():
+        try:
+            codes.append(language_code(str(name)))
+        except ValueError:
+            continue
+    return list(dict.fromkeys(codes))
+
+
+def _how_boosted(booster: "Booster") -> dict[str, str]:
+    """What the booster says of itself; nothing that is a place of this machine or a server's address."""
+    generator = booster.generator
+    while isinstance(generator, Journal):
+        generator = generator.generator
+    how = {"asked": generator.name}
+    if isinstance(generator, TransformersGenerator):
+        how["model"] = weights_name(generator.model, None, generator.gguf_file)
+        how["its commit"] = _commit(generator.model, "config.json", generator.revision)
+        if generator.adapter is not None:
+            how["adapter"] = weights_name(generator.adapter)
+            how["adapter's commit"] = _commit(generator.adapter, ADAPTER_CONFIG, None)
+            if Path(generator.adapter).is_dir():
+                how["adapter's content"] = f"hash {adapter_hash(generator.adapter)}"
+        how["chat rendering"] = generator.rendering
+    if isinstance(generator, TransformersGenerator | OpenAIGenerator):
+        sampling = asdict(generator.sampling).items()
+        how["sampling"] = ", ".join(f"{name} {value}" for name, value in sampling if value is not None)
+    if isinstance(generator, OpenAIGenerator):
+        how["further fields of the requests"] = ", ".join(generator.extra_body)  # the values may be private
+    how["fields that it may change"] = ", ".join(PAIR) if booster.fields == "all" else "response"
+    how["tags"] = " ".join(booster.tags)
+    how["text of the rows"] = "as it was" if booster.parity else "escaped, so that it ends no turn and moves no field"
+    guards = (guard.func if isinstance(guard, partial) else guard for guard in booster.guards)
+    how["guards"] = ", ".join(guard.__name__ for guard in guards) or "none"
+    how["midb"] = version("midb")
+    return {name: value for name, value in how.items() if value}
+
+
+def _commit(source: str, file: str, revision: str | None) -> str:
+    """A commit that was named, or the one that lies in the cache; asks nobody."""
+    if Path(source).is_dir():
+        return ""
+    if revision and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    cached = try_to_load_from_cache(source, file, revision=revision)
+    if not isinstance(cached, str):
+        return revision or ""
+    parts = Path(cached).parts
+    return f"{parts[parts.index('snapshots') + 1]} (in the cache when this card was written)"
+
+
+def _judged(report: "Report | None") -> Any:
+    """The report as Markdown, which vouches for its own safety."""
+    from markupsafe import Markup
+
+    return Markup(report.to_markdown()) if report else None
+
+
+def _eval_results(report: "Report", judged_on: str | None) -> list[EvalResult]:
+    """The win scores, of a judge that can be believed, in the words of a model index."""
+    if not report.health.fit:
+        return []
+    languages = [(group.group, group.win_score) for group in report.tables.get("language", ())]
+    a, b = report.names
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=judged_on or f"verdicts-{report.provenance.fingerprint}",
+            dataset_name=f"{a} against {b}",
+            dataset_config=language or None,
+            metric_type=f"{METRIC}win_score",
+            metric_name="win score" if language or not report.macro else "win score, mean of the languages",
+            metric_value=round(figure.value, 4),
+            metric_args={
+                "low": None if figure.low is None else round(figure.low, 4),
+                "high": None if figure.high is None else round(figure.high, 4),
+                "comparisons": figure.n,
+                "judged_by": list(report.provenance.judged_by),
+            },
+        )
+        for language, figure in [("", report.headline), *languages]
+        if figure is not None and figure.value is not None
+    ]

@@ -1,0 +1,65 @@
+"""The picture beside a card: how far the edits of each language went.
+
+Knows counted distances; the one of the room that needs matplotlib.
+"""
+
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from midb.errors import require_extra
+from midb.hub.facts import FARTHEST, EditFacts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST = 24  # panels: the languages with the most rows
+BINS = 40
+
+
+def draw_distances(facts: EditFacts) -> bytes:
+    """A PNG with one panel per language, all on one scale, so that they can be compared; the median is marked.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    require_extra("matplotlib", "hub")
+    from matplotlib.figure import Figure  # without pyplot, which keeps global state and may want a screen
+
+    shown = sorted(facts.languages, key=lambda each: -each.changed)[:MOST]
+    shown = sorted((each for each in shown if each.changed), key=lambda each: each.name)
+    columns = min(4, max(1, len(shown)))
+    rows = max(1, -(-len(shown) // columns))
+    figure = Figure(figsize=(2.6 * columns + 0.8, 1.7 * rows + 0.9), layout="constrained", facecolor="white")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
+    # To the 99th percentile: one row that went very far would leave the others no room.
+    together = np.cumsum(sum((each.distances for each in shown), np.zeros(FARTHEST + 1, np.int64)))
+    end = max(BINS, int(np.searchsorted(together, 0.99 * together[-1])) if together[-1] else BINS)
+    edges = np.unique(np.linspace(0, end, BINS + 1).astype(int))
+    for axes, each in zip(panels, shown, strict=False):
+        _panel(axes, f"{each.name} ({each.changed:,})", each.distances, edges, each.median_distance or 0)
+    for axes in list(panels)[len(shown) :]:
+        axes.set_visible(False)
+    beyond = int(together[-1] - together[min(int(edges[-1]), FARTHEST)]) if together[-1] else 0
+    told = f"; {beyond:,} rows went farther and are in the last bar" if beyond else ""
+    figure.supxlabel(f"characters changed (red: the median){told}", fontsize=9)
+    figure.supylabel("rows", fontsize=9)
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=110, metadata={"Software": None})  # the same picture from the same rows
+    return file.getvalue()
+
+
+def _panel(axes: "Axes", title: str, distances: "np.ndarray", edges: "np.ndarray", median: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    starts, width = edges[:-1], edges[1] - edges[0]
+    heights = np.add.reduceat(distances[: edges[-1]], starts)
+    heights[-1] += distances[edges[-1] :].sum()
+    axes.bar(starts, heights, width=width * 0.9, align="edge", color="#2a6f97")
+    axes.axvline(median, color="#c8553d", linewidth=1.2)
+    axes.text(median, axes.get_ylim()[1], f" {median:,}", color="#c8553d", fontsize=7, va="top")
+    axes.set_title(title, fontsize=8, loc="left")
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.tick_params(labelsize=7, length=2)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,171 @@
+"""One README, two authors: what a push writes stands between two lines, and everything else is people's.
+
+Knows cards and their metadata; neither what they are about nor the Hub.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import RepoCard
+
+from midb.errors import MidbError
+
+BEGIN, END = "<!-- midb:begin -->", "<!-- midb:end -->"
+_NOTE = "<!-- Written anew by each push. What you write above the line before this one, or below the last, stays. -->"
+_BEGIN = re.compile(r"^<!-- midb:begin(?P<owned>(?: [\w.-]+)*) -->[ \t]*\r?$", re.MULTILINE)
+_END = re.compile(r"^<!-- midb:end -->[ \t]*\r?$", re.MULTILINE)
+METRIC = "midb_"  # what our entries of a model index begin with
+
+
+@dataclass(frozen=True)
+class Owned:
+    """What an earlier push wrote, by the README's own word.
+
+    Attributes:
+        is_ours: Whether the two lines are there.
+        kind: `dataset`, `eval_set`, `adapter` or `metric`; empty where a person put the lines.
+        configs: The dataset configurations that are midb's.
+    """
+
+    is_ours: bool
+    kind: str = ""
+    configs: tuple[str, ...] = ()
+
+
+def as_section(body: str, kind: str = "", configs: tuple[str, ...] = ()) -> str:
+    """A text between the two lines. It may hold anything but such lines, which templates cannot get from data."""
+    owned = "".join(f" {name}" for name in (kind, *configs) if name)
+    return f"<!-- midb:begin{owned} -->\n{_NOTE}\n\n{body.strip()}\n\n{END}"
+
+
+def read_owned(readme: str | None) -> Owned:
+    """What of a README midb wrote.
+
+    Raises:
+        MidbError: One of the two lines is missing, or they stand more than once.
+    """
+    found = _find(readme or "")
+    if found is None:
+        return Owned(False)
+    kind, *configs = found[2] or [""]
+    return Owned(True, kind, tuple(configs))
+
+
+def body_of(text: str) -> str:
+    """What stands between the two lines, or the whole text where they are not."""
+    found = _find(text)
+    if found is None:
+        return text.strip()
+    inner = text[found[0] : found[1]].split("\n", 1)[1].rsplit("\n", 1)[0]
+    return inner.replace(_NOTE, "", 1).strip()
+
+
+def merge(theirs: str | None, ours: RepoCard, kind: str, configs: tuple[str, ...] = ()) -> RepoCard:
+    """Our card, with what people wrote into the README that is there.
+
+    Their text around our two lines stays as it is; in a README without them our text goes to the end. Metadata that we do
+    not write stays, and so does a licence, a name or any other value that this push does not state. Tags are joined.
+
+    Args:
+        theirs: The README as it is; None where there is none.
+        ours: The card.
+        kind: Goes into the first of the two lines.
+        configs: Likewise: the next push will know that these are midb's.
+
+    Raises:
+        MidbError: The README cannot be read, or has a configuration of the same name that midb did not write.
+    """
+    section = as_section(body_of(ours.text), kind, configs)
+    if theirs is None or not theirs.strip():
+        found = _find(ours.text)
+        text = f"\n{section}\n"
+        if found is not None:
+            text = ours.text[: found[0]] + section + ours.text[found[1] :]
+        return _card(type(ours), ours.data.to_dict(), text)
+    owned = read_owned(theirs)
+    theirs = theirs.removeprefix("\ufeff")
+    try:
+        card = RepoCard(theirs if theirs.lstrip().startswith("---") else f"---\n{{}}\n---\n{theirs}")
+    except Exception as error:  # whatever yaml and huggingface_hub make of it
+        raise MidbError(
+            f"the metadata of its README.md cannot be read ({error}); mend them on the Hub first"
+        ) from error
+    found = _find(card.text)
+    if "\r\n" in card.text:
+        section = section.replace("\n", "\r\n")
+    if found is None:
+        end = "\r\n" if "\r\n" in card.text else "\n"
+        card.text = card.text.rstrip() + 2 * end + section + end
+    else:
+        card.text = card.text[: found[0]] + section + card.text[found[1] :]
+    return _card(type(ours), _merged(card.data.to_dict(), ours.data.to_dict(), owned), card.text)
+
+
+def _card(kind: type[RepoCard], metadata: dict[str, Any], text: str) -> RepoCard:
+    from huggingface_hub.utils import yaml_dump
+
+    end = "\r\n" if "\r\n" in text else "\n"
+    head = yaml_dump(metadata, sort_keys=False, line_break=end).strip()
+    return kind(f"---{end}{head}{end}---{end}{text}")
+
+
+def _find(text: str) -> tuple[int, int, list[str]] | None:
+    """Where our two lines are, and the names in the first."""
+    begins, ends = list(_BEGIN.finditer(text)), list(_END.finditer(text))
+    if not begins and not ends:
+        return None
+    if len(begins) != 1 or len(ends) != 1 or begins[0].start() > ends[0].start():
+        raise MidbError(
+            f"README.md has {len(begins)} lines {BEGIN} and {len(ends)} lines {END}, where a push writes between one of each; "
+            "mend it on the Hub first, or remove them all"
+        )
+    stop = ends[0].end() - (text[ends[0].end() - 1] == "\r")
+    return begins[0].start(), stop, begins[0]["owned"].split()
+
+
+def _merged(theirs: dict[str, Any], ours: dict[str, Any], owned: Owned) -> dict[str, Any]:
+    merged = {**theirs, **ours}
+    if "tags" in theirs:
+        merged["tags"] = list(dict.fromkeys([*_listed(theirs["tags"]), *_listed(ours.get("tags"))]))
+    for key in ("configs", "dataset_info"):
+        kept = [each for each in _listed(theirs.get(key)) if _name(each) not in owned.configs]
+        new = _listed(ours.get(key))
+        if taken := sorted({*map(_name, kept)} & {*map(_name, new)}):
+            raise MidbError(
+                f"README.md has the configurations {', '.join(taken)}, which midb did not write; rename them there, or give "
+                "another repository"
+            )
+        if kept or new:
+            merged[key] = [*kept, *new] if len(kept) + len(new) > 1 or key == "configs" else (kept or new)[0]
+    if "model-index" in theirs and "model-index" in ours:
+        merged["model-index"] = _index(theirs["model-index"], ours["model-index"])
+    return merged
+
+
+def _index(theirs: list[Any], ours: list[Any]) -> list[Any]:
+    """Their results without what an earlier push of ours wrote, and ours."""
+    others = []
+    for model in theirs:
+        results = [result for result in model.get("results") or [] if not _is_ours(result)]
+        if results:
+            others.append({**model, "results": results})
+    if others and others[0].get("name"):
+        return [
+            {**others[0], "results": [*others[0]["results"], *(r for m in ours for r in m["results"])]},
+            *others[1:],
+        ]
+    return ours
+
+
+def _is_ours(result: dict[str, Any]) -> bool:
+    metrics = result.get("metrics") or []
+    return bool(metrics) and all(str(metric.get("type", "")).startswith(METRIC) for metric in metrics)
+
+
+def _name(config: Any) -> str:
+    return str(config.get("config_name", "default")) if isinstance(config, dict) else ""
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]

@@ -1,0 +1,482 @@
+"""Cards: what they say, what they never say, and that no row can break one."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+import yaml
+from datasets import Dataset, DatasetDict
+from huggingface_hub import DatasetCard, ModelCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from midb import Booster
+from midb.errors import ColumnError, MidbError
+from midb.generators import FunctionGenerator, OpenAIGenerator, Sampling
+from midb.hub import adapter_card, dataset_card, eval_set_card, metric_card
+from midb.hub.facts import Share, named_splits, read_edits
+from midb.hub.picture import draw_distances
+from midb.hub.readme import BEGIN, END, as_section, body_of, merge, read_owned
+from midb.judging.statistics import wilson
+from midb.schema import PAIR, RAW
+
+MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable("table")
+
+
+def edits(rows, **columns):
+    """Edits of (language, before, after) rows; what is not said is the same on both sides."""
+    made = {
+        "language": [language for language, _, _ in rows],
+        "instruction": ["Explain."] * len(rows),
+        "input": [""] * len(rows),
+        "response": [after for _, _, after in rows],
+        "raw_instruction": ["Explain."] * len(rows),
+        "raw_input": [""] * len(rows),
+        "raw_response": [before for _, before, _ in rows],
+    }
+    return Dataset.from_dict(made | columns)
+
+
+def boosted(n=30, languages=("fr", "ar")):
+    """Rows as a booster leaves them: of ten, seven boosted, one unchanged, two rejected."""
+    rows = [(languages[i % len(languages)], "kort", "kort" if i % 10 > 6 else "een lang antwoord") for i in range(n)]
+    status = ["boosted"] * 7 + ["unchanged"] + ["rejected"] * 2
+    return edits(
+        rows,
+        boost_status=[status[i % 10] for i in range(n)],
+        boost_reason=["truncated: cut" if i % 10 == 8 else "loop: aaa" if i % 10 == 9 else "" for i in range(n)],
+        boosted_by=["org/booster"] * n,
+    )
+
+
+def tables(page):
+    """The cells of each row of each pipe table, as a reader's renderer sees them."""
+    found, tokens = [], MARKDOWN.parse(body_of(page))
+    for token in tokens:
+        if token.type == "table_open":
+            found.append([])
+        elif token.type == "tr_open":
+            found[-1].append([])
+        elif token.type == "inline" and found and token.map is None:
+            found[-1][-1].append(token.content)
+        elif token.type in ("td_open", "th_open"):
+            found[-1][-1].append("")
+    return found
+
+
+class Tags(HTMLParser):
+    """Which tags a page has, in order, and the text of each cell of its HTML tables."""
+
+    def __init__(self, page):
+        super().__init__(convert_charrefs=True)
+        self.opened, self.cells, self.attributes = [], [], []
+        self.inside = False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.opened.append(tag)
+        if tag == "td":
+            self.inside = True
+            self.cells.append("")
+            self.attributes.append(dict(attrs))
+        elif tag == "br" and self.inside:
+            self.cells[-1] += "\n"
+
+    def handle_endtag(self, tag):
+        if tag == "td":
+            self.inside = False
+
+    def handle_data(self, data):
+        if self.inside:
+            self.cells[-1] += data
+
+
+def headings(page):
+    tokens = MARKDOWN.parse(page)
+    return [tokens[at + 1].content for at, token in enumerate(tokens) if token.type == "heading_open"]
+
+
+def metadata(card):
+    return yaml.safe_load(str(card).split("---\n")[1])
+
+
+# --- what a card says ------------------------------------------------------------------------------------------------
+
+
+def test_the_metadata_is_from_the_data_and_from_the_caller_and_nothing_is_made_up():
+    card = dataset_card(boosted(), license="cc-by-nc-4.0", source_datasets=["org/raw"])
+    assert isinstance(card, DatasetCard)
+    assert metadata(card) == {
+        "language": ["ar", "fr"], "license": "cc-by-nc-4.0", "source_datasets": ["org/raw"], "size_categories": ["n<1K"],
+        "task_categories": ["text-generation"], "tags": ["midb", "instruction-tuning", "synthetic"],
+    }  # fmt: skip
+    silent = dataset_card(boosted())
+    assert not {"license", "source_datasets"} & metadata(silent).keys()
+    assert "stated no licence" in silent.text
+    assert "did not state the source" in silent.text
+
+
+def test_a_licence_that_the_dataset_states_is_taken():
+    rows = boosted()
+    rows.info.license = "mit"
+    assert metadata(dataset_card(rows))["license"] == "mit"
+    assert metadata(dataset_card(rows, license="apache-2.0"))["license"] == "apache-2.0"
+
+
+def test_the_table_counts_each_language():
+    text = dataset_card(boosted(40, ("fr", "ar", "fr", "ar"))).text
+    arabic = next(line for line in text.splitlines() if line.startswith("| Arabic"))
+    cells = [cell.strip() for cell in arabic.split("|")[1:-1]]
+    rows = [row for row in boosted(40, ("fr", "ar", "fr", "ar")) if row["language"] == "ar"]
+    of = {status: sum(row["boost_status"] == status for row in rows) for status in ("boosted", "unchanged", "rejected")}
+    assert cells[:2] == ["Arabic", "20"]
+    assert cells[2].startswith(f"{of['boosted']} (")
+    assert cells[3] == str(of["unchanged"])
+    assert cells[4].startswith(f"{of['rejected']} (")
+    assert set(re.findall(r"\w+ \d+", cells[-1])) == {"loop 4"}  # rows 9, 19, ... are odd
+
+
+def test_the_distance_is_measured_and_a_column_that_tells_one_is_not_believed():
+    rows = edits([("fr", "abc", "abcdef"), ("fr", "abc", "abcd")], edit_distance=[9999, 9999])
+    [french] = read_edits(named_splits(rows)).languages
+    assert (french.mean_distance, french.median_distance, french.changed) == (2.0, 1, 2)
+
+
+def test_only_boosted_rows_count_for_the_distance():
+    facts = read_edits(named_splits(boosted(20, ("fr",))))
+    assert facts.total.changed == facts.total.boosted == 14
+
+
+def test_the_interval_is_the_one_of_the_judge():
+    for rows, of in [(0, 7), (7, 7), (3, 10), (811, 1000)]:
+        assert Share(rows, of).interval == pytest.approx(wilson(rows, of), abs=1e-9)
+    assert Share(0, 0).interval is None
+
+
+def test_ten_rows_are_shown_spread_over_the_languages():
+    languages = [f"{first}{second}" for first in "abc" for second in "abcdefgh"]
+    facts = read_edits(named_splits(edits([(code, "a", "b") for code in languages for _ in range(5)])))
+    assert len(facts.samples) == len({sample.language for sample in facts.samples}) == 10
+    few = read_edits(named_splits(edits([("fr", "a", "b")] * 3 + [("ar", "a", "a")] * 50)))
+    assert [sample.language for sample in few.samples] == ["fr"] * 3
+
+
+def test_what_the_booster_is_told_and_how_it_samples_is_in_the_card_and_no_address_is():
+    sampling = Sampling(temperature=0.4, seed=7)
+    generator = OpenAIGenerator(
+        "org/booster", base_url="http://10.1.2.3:8000/v1", api_key="sk-secret", sampling=sampling,
+        extra_body={"user": "me@example.org"},
+    )  # fmt: skip
+    text = dataset_card(boosted(), booster=Booster(generator=generator, prompt="Make *it* <b>better</b>.")).text
+    assert "temperature 0.4" in text
+    assert "seed 7" in text
+    assert "Make &#42;it&#42; &#60;b&#62;better" in text
+    assert "lost_url" in text
+    assert not re.search("10.1.2.3|sk-secret|me@example", text)
+
+
+def test_a_booster_that_did_not_make_the_rows_is_refused():
+    other = Booster(generator=FunctionGenerator(str, name="another"))
+    with pytest.raises(ValueError, match="say that they were boosted by org/booster, and booster= asks another; give"):
+        dataset_card(boosted(), booster=other)
+    with pytest.raises(ValueError, match="boosted by nobody"):
+        dataset_card(edits([("fr", "a", "b")]), booster=other)
+
+
+def test_revisions_by_people_are_not_called_a_models():
+    card = dataset_card(edits([("fr", "a", "b")]))
+    assert "No column says that a model made these revisions" in card.text
+    assert "synthetic" not in metadata(card)["tags"]
+    assert headings(str(card).split("---\n", 2)[2])[0] == "Revised instructions in French"
+
+
+def test_rows_without_a_language_may_be_told_theirs():
+    rows = edits([("fr", "a", "b")]).remove_columns("language")
+    assert "language" not in metadata(dataset_card(rows))
+    assert metadata(dataset_card(rows, language="French"))["language"] == ["fr"]
+
+
+def test_what_is_no_set_of_edits_is_refused_with_the_way_out():
+    with pytest.raises(ColumnError, match="raw_instruction"):
+        dataset_card(edits([("fr", "a", "b")]).remove_columns(list(RAW)))
+    with pytest.raises(TypeError, match="IterableDataset cannot be pushed; give"):
+        dataset_card(boosted().to_iterable_dataset())
+    with pytest.raises(ColumnError, match="'Klingon'"):
+        dataset_card(edits([("Klingon", "a", "b")]))
+    with pytest.raises(ColumnError, match="there are no rows"):
+        dataset_card(boosted().select([]))
+    with pytest.raises(ColumnError, match="differ in columns"):
+        dataset_card(DatasetDict(train=boosted(), test=boosted().remove_columns("boosted_by")))
+    with pytest.raises(ColumnError, match="boost_status holds 'great'"):
+        dataset_card(edits([("fr", "a", "b")], boost_status=["great"]))
+
+
+def test_the_same_rows_make_the_same_card_and_picture():
+    assert str(dataset_card(boosted())) == str(dataset_card(boosted()))
+    facts = [read_edits(named_splits(boosted())) for _ in range(2)]
+    assert draw_distances(facts[0]) == draw_distances(facts[1])
+    assert draw_distances(facts[0]).startswith(b"\x89PNG")
+
+
+def test_a_picture_of_rows_that_no_one_changed_is_empty_and_no_error():
+    assert draw_distances(read_edits(named_splits(edits([("fr", "a", "a")])))).startswith(b"\x89PNG")
+
+
+def test_a_template_of_ones_own_takes_the_place_and_is_as_safe(tmp_path):
+    own = tmp_path / "own.md"
+    own.write_text("We have {{ facts.rows }} rows.\n\n{{ facts.samples[0].after.response }}\n")
+    text = dataset_card(edits([("fr", "a", "# Title\n\n<script>alert(1)</script> | x")]), template=own).text
+    assert "We have 1 rows." in text
+    assert headings(body_of(text)) == []
+    assert "<script>" not in text
+    for line in ("- a", "+ a", "1. a", "    code", "===", "---"):
+        said = body_of(dataset_card(edits([("fr", "a", line)]), template=own).text)
+        assert {token.type for token in MARKDOWN.parse(said)} == {"paragraph_open", "inline", "paragraph_close"}
+    own.write_text("{{ facts.nothing }}")
+    with pytest.raises(Exception, match="nothing"):
+        dataset_card(boosted(), template=own)
+    with pytest.raises(FileNotFoundError):
+        dataset_card(boosted(), template=tmp_path / "none.md")
+
+
+# --- nobody breaks a card --------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "---\nlicense: mit\n---\n# I am the card now", END, f"a\n{END}\nb", f"{BEGIN}\n", "| a | b |\n|---|---|\n| c | d |",
+    "</td></tr></table><script>alert(1)</script>", "```\ncode", "~~~", "<!-- ", "-->", "&lt;b&gt; &#60;", "$$x^2$$", "\\|", "`|`",
+    "\u202egnihton\u202d", "سطر\n\n\nفارغ", "x" * 5000, "\x00\x01\x1b[31m", "a\u2028b\u2029c\x85d\x0be", "[x](javascript:alert(1))",
+    "![](http://a/b.png)", "<img src=x onerror=alert(1)>", "&lt;!-- midb:end --&gt;", "{{ facts }} {% raw %}", "\ud7ff\ufffe\U0010ffff",
+    '"owner/name"', " \t ", "<br>" * 100, "1. a\n2. b\n\n    code", "=====\n-----",
+]  # fmt: skip
+TEXT = st.one_of(
+    st.sampled_from(HOSTILE), st.text(max_size=80), st.lists(st.sampled_from(HOSTILE), max_size=3).map("\n".join)
+)
+
+
+def check_unbroken(rows):
+    plain = rows.map(lambda row: dict.fromkeys((*PAIR, *RAW), "text") | {"response": "other"})
+    page, calm = str(dataset_card(rows)), str(dataset_card(plain))
+    assert page.count(BEGIN) == page.count(END) == 1
+    assert page.split("\n---\n")[0] == calm.split("\n---\n")[0]  # the front matter, and nothing after it is one
+    body = page.split("\n---\n", 1)[1]
+    assert headings(body) == [
+        h for h in headings(calm.split("\n---\n", 1)[1]) if not h.endswith("before and after")
+    ] or (headings(body) == headings(calm.split("\n---\n", 1)[1]))
+    for table in tables(page):
+        assert len({len(row) for row in table}) == 1
+    assert set(Tags(MARKDOWN.render(body)).opened) <= SAFE
+    return body
+
+
+SAFE = {
+    "h1", "h2", "p", "em", "strong", "code", "pre", "a", "img", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "sub", "br", "i", "wbr",
+    "blockquote",
+}  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(*[TEXT] * 6), min_size=1, max_size=3))
+def test_no_text_of_a_row_breaks_the_front_matter_our_lines_or_a_table(texts):
+    columns = {name: [row[at] for row in texts] for at, name in enumerate((*PAIR, *RAW))}
+    check_unbroken(Dataset.from_dict({"language": ["ar"] * len(texts)} | columns))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_text_is_shown_as_it_is(text):
+    row = {"language": ["fr"], "instruction": ["Explain."], "input": [""], "response": [text + "."]}
+    body = check_unbroken(
+        Dataset.from_dict(
+            row | {f"raw_{name}": row[name] for name in ("instruction", "input")} | {"raw_response": ["b"]}
+        )
+    )
+    shown = Tags(MARKDOWN.render(body)).cells[-1]
+    visible = re.sub(r"\r\n|[\n\r\x0b\x0c\x85\u2028\u2029]", "\n", text[:700])
+    visible = re.sub(r"[\x00-\x08\x0e-\x1f]", lambda found: chr(0x2400 + ord(found[0])), visible)
+    assert shown.startswith(visible[:600].replace("\x85", "\n"))
+    assert ("5,001 characters" in shown) == (len(text) > 700)
+
+
+def test_names_break_nothing_either():
+    rows = boosted(10, ("fr",))
+    nasty = "a|b`c\n# d</code>"
+    rows = rows.remove_columns("boosted_by").add_column("boosted_by", [nasty] * 10).add_column("x|y`\n# z", [1] * 10)
+    rows = rows.remove_columns("boost_reason").add_column("boost_reason", ["<b>|\n---\n: x"] * 10)
+    body = check_unbroken(rows)
+    assert "x|y`" in MARKDOWN.render(body).replace("&#124;", "|").replace("&#96;", "`")
+
+
+def test_arabic_texts_find_their_own_direction():
+    text = dataset_card(edits([("ar", "لماذا السماء زرقاء؟", "السماء زرقاء لأن الضوء يتشتت.")])).text
+    cells = Tags(MARKDOWN.render(text))
+    shown = [attributes for cell, attributes in zip(cells.cells, cells.attributes, strict=True) if "السماء" in cell]
+    assert len(shown) == 2
+    assert all(attributes["dir"] == "auto" for attributes in shown)
+
+
+# --- one README, two authors -----------------------------------------------------------------------------------------
+
+
+def test_what_people_write_around_our_lines_stays_byte_for_byte():
+    first = str(merge(None, dataset_card(boosted()), "dataset", ("all", "fr")))
+    edited = first.replace("# Boosted instructions in Arabic and French", "# Mine  \n\nHello |\t`x`").replace(
+        f"{END}\n", f"{END}\n\n## Thanks\n\n  to all  \n"
+    )
+    edited = edited.replace("tags:\n", "pretty_name: Mine\nextra:\n  deep: [1, 2]\ntags:\n- own\n")
+    second = str(merge(edited, dataset_card(boosted(50)), "dataset", ("all", "fr")))
+    assert "# Mine  \n\nHello |\t`x`\n\n<!-- midb:begin dataset all fr -->" in second
+    assert second.endswith(f"{END}\n\n## Thanks\n\n  to all  \n")
+    assert "50 rows of instruction data" in second
+    assert "30 rows of instruction data" not in second
+    head = yaml.safe_load(second.split("---\n")[1])
+    assert (head["pretty_name"], head["extra"]) == ("Mine", {"deep": [1, 2]})
+    assert head["tags"] == ["own", "midb", "instruction-tuning", "synthetic"]
+    assert str(merge(second, dataset_card(boosted(50)), "dataset", ("all", "fr"))) == second
+
+
+def test_a_readme_without_our_lines_keeps_all_of_it_and_gets_ours_at_its_end():
+    for theirs in (
+        "# By hand\n\ntext",
+        "---\nlicense: mit\n---\n# By hand\n\ntext\n",
+        "\ufeff---\nlicense: mit\n---\r\n# By hand\r\n\r\ntext",
+    ):
+        merged = str(merge(theirs, dataset_card(boosted()), "dataset"))
+        assert merged.index("# By hand") < merged.index("<!-- midb:begin dataset -->")
+        assert ("license: mit" in merged) == ("license" in theirs)
+        assert read_owned(merged).kind == "dataset"
+
+
+def test_windows_line_ends_stay_windows():
+    theirs = str(merge(None, dataset_card(boosted()), "dataset")).replace("\n", "\r\n")
+    merged = str(merge(theirs, dataset_card(boosted(50)), "dataset"))
+    assert "\n" not in merged.replace("\r\n", "")
+    assert read_owned(merged).is_ours
+
+
+def test_a_value_that_this_push_does_not_state_stays():
+    theirs = str(merge(None, dataset_card(boosted(), license="mit"), "dataset"))
+    assert "license: mit" in str(merge(theirs, dataset_card(boosted()), "dataset"))
+    assert "license: gpl" in str(merge(theirs, dataset_card(boosted(), license="gpl"), "dataset"))
+
+
+def test_broken_lines_or_metadata_are_told_and_nothing_is_guessed():
+    card = dataset_card(boosted())
+    for theirs in (BEGIN, END, f"{END}\n{BEGIN}", f"{BEGIN}\n{END}\n{BEGIN}\n{END}"):
+        with pytest.raises(MidbError, match="mend it on the Hub first"):
+            merge(theirs, card, "dataset")
+    for theirs in ("---\n[1, 2]\n---\n", "---\na: b: c\n---\n"):
+        with pytest.raises(MidbError, match=r"metadata of its README.md cannot be read"):
+            merge(theirs, card, "dataset")
+    theirs = "---\nconfigs:\n- config_name: fr\n  data_files: mine.csv\n---\n"
+    card.data["configs"] = [{"config_name": "fr", "data_files": "fr/*"}]
+    with pytest.raises(MidbError, match="has the configurations fr, which midb did not write"):
+        merge(theirs, card, "dataset", ("fr",))
+
+
+def test_configurations_that_are_ours_are_replaced_and_others_stay():
+    theirs = (
+        "---\nconfigs:\n- config_name: mine\n  data_files: mine.csv\n- config_name: fr\n  data_files: fr/*\n"
+        "- config_name: de\n  data_files: de/*\n---\n" + as_section("x", "dataset", ("fr", "de"))
+    )
+    card = dataset_card(boosted())
+    card.data["configs"] = [{"config_name": "fr", "data_files": "fr/train-*"}]
+    head = metadata(merge(theirs, card, "dataset", ("fr",)))
+    assert head["configs"] == [
+        {"config_name": "mine", "data_files": "mine.csv"},
+        {"config_name": "fr", "data_files": "fr/train-*"},
+    ]
+
+
+@given(st.text(max_size=200), st.text(max_size=200))
+def test_whatever_people_write_is_there_after_a_push(above, below):
+    for line_end in "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\r":
+        above, below = above.replace(line_end, ""), below.replace(line_end, "")
+    if "midb:" in above + below:
+        return
+    theirs = f"---\nlicense: mit\n---\n{above}\n{as_section('old')}\n{below}"
+    merged = str(merge(theirs, dataset_card(CALM), "dataset"))
+    assert merged.split("\n---\n", 1)[1].startswith(f"{above}\n<!-- midb:begin dataset -->")
+    assert merged.endswith(f"{END}\n{below}")
+
+
+CALM = edits([("fr", "a", "b")])
+
+
+# --- evaluation sets and metrics -------------------------------------------------------------------------------------
+
+
+@pytest.mark.shared
+def test_the_cards_of_the_published_sets_tell_what_was_lost(shared):
+    from midb import release
+
+    bench = eval_set_card(release.load_mt_bench(shared / "data/midb"), license="apache-2.0")
+    assert metadata(bench)["multilinguality"] == ["translation"]
+    assert len(metadata(bench)["language"]) == 16
+    assert "74 questions are in all 16 languages, and 70 of them are without a defect in each" in bench.text
+    assert "| Thai | 77 | 75 | 3 (lost 2, split 1) | 0 | 90, 98, 131 |" in bench.text
+    alpaca = eval_set_card(release.load_alpaca_eval(shared / "data/midb"))
+    assert "797 questions are in all 16 languages" in alpaca.text
+    assert "mt-bench" not in metadata(alpaca)["tags"]
+    assert "alpaca-eval" in metadata(alpaca)["tags"]
+
+
+def test_a_set_of_ones_own_is_not_called_a_translation():
+    own = Dataset.from_dict({"id": [1, 2], "language": ["fr", "fr"], "turns": [["a", "b"], ["c"]]})
+    card = eval_set_card(own)
+    assert "multilinguality" not in metadata(card)
+    assert "ranslated by machine" not in card.text
+    with pytest.raises(ColumnError, match="an evaluation set has an id and turns"):
+        eval_set_card(boosted())
+
+
+def test_hostile_questions_break_nothing():
+    rows = {"id": ["|", "\n# x"], "language": ["fr", "fr"], "turns": [HOSTILE, HOSTILE], "category": ["a|b", "<b>"]}
+    card = eval_set_card(Dataset.from_dict(rows))
+    page = str(card)
+    assert page.count(BEGIN) == page.count(END) == 1
+    for table in tables(page):
+        assert len({len(row) for row in table}) == 1
+    assert set(Tags(MARKDOWN.render(card.text)).opened) <= SAFE
+
+
+def test_a_metric_keeps_its_own_card_between_our_lines():
+    card = metric_card("pairwise_judge")
+    assert card.data["sdk"] == "gradio"
+    assert card.text.count(BEGIN) == card.text.count(END) == 1
+    with pytest.raises(ValueError, match="there is no metric 'bleu'"):
+        metric_card("bleu")
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------
+
+
+def adapter(tmp_path, base="org/base"):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{base}", "peft_type": "LORA"}}')
+    return folder
+
+
+def test_an_adapters_card_names_its_base_and_nothing_it_does_not_know(tmp_path):
+    card = adapter_card(adapter(tmp_path), license="apache-2.0")
+    assert isinstance(card, ModelCard)
+    assert metadata(card) == {
+        "base_model": "org/base", "license": "apache-2.0", "library_name": "peft", "pipeline_tag": "text-generation",
+        "tags": ["midb", "booster", "lora", "base_model:adapter:org/base"],
+    }  # fmt: skip
+    assert "nothing is known of its training" in card.text
+
+
+def test_a_base_model_that_is_a_place_of_this_machine_is_refused(tmp_path, monkeypatch):
+    folder = adapter(tmp_path, "/data/models/llama")
+    with pytest.raises(
+        MidbError, match=r"the adapter's base model is the local path '/data/models/llama'.*base_model='owner/name'"
+    ):
+        adapter_card(folder)
+    assert "/data" not in str(adapter_card(folder, base_model="org/base"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org/base").mkdir(parents=True)
+    with pytest.raises(MidbError, match="base_model= is the local path 'org/base'"):
+        adapter_card(folder, base_model="org/base")
+    with pytest.raises(FileNotFoundError, match=r"holds no adapter_config.json"):
+        adapter_card(tmp_path)
