@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset, disable_progress_bars, enable_progress_bars
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,9 +11,12 @@ from midb.judging import Judge, as_comparisons
 from midb.judging.controls import CONSTANT, PLANTED
 from midb.judging.prompts import JudgePrompts, guard, random_labels, render
 
-disable_progress_bars()
 
-WORDS = ("pain", "vin", "eau", "lait", "sel", "miel")
+@pytest.fixture(autouse=True)
+def _quiet():
+    disable_progress_bars()
+    yield
+    enable_progress_bars()
 
 
 def questions(n, languages=("fr",)):
