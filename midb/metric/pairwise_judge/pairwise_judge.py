@@ -12,8 +12,7 @@ import evaluate
 
 from midb.generators import FunctionGenerator
 from midb.generators.base import StreamingGenerator
-from midb.judging import Judge, as_comparisons
-from midb.judging.report import summarize
+from midb.judging import Judge, as_comparisons, summarize
 from midb.judging.verdict import merge
 
 _DESCRIPTION = """\
