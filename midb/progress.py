@@ -10,14 +10,15 @@ class RowBar:
     Args:
         rows: How many there will be.
         what: The word before the bar.
+        unit: What is counted.
     """
 
-    def __init__(self, rows: int, what: str) -> None:
+    def __init__(self, rows: int, what: str, unit: str = "rows") -> None:
         from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, tqdm
 
         self._shown = not are_progress_bars_disabled()
         self._hide, self._show = disable_progress_bars, enable_progress_bars
-        self._bar = tqdm(total=rows, unit=" rows", desc=what)
+        self._bar = tqdm(total=rows, unit=f" {unit}", desc=what)
         self._tokens = 0
         self._failed = 0
 

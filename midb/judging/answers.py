@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from midb.errors import ColumnError
 from midb.generators.base import Generator, Sampling, collect, stream
+from midb.judging.comparisons import QUESTIONS
 from midb.progress import RowBar, say
+from midb.prompts import escape
 from midb.schema import Completion, Message, in_format_of, mapped, without_format
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
-
-QUESTIONS = ("turns", "instruction", "question", "prompt")  # where a question may stand; the first that is there
 
 
 def answer(
@@ -39,7 +39,7 @@ def answer(
     It always asks. Wrap the generator in a `Journal`, and a rerun asks only for what is missing.
 
     Args:
-        generator: Who answers; text goes to it as it is, in user and assistant turns.
+        generator: Who answers. Text goes to it in user and assistant turns, control tokens in it disarmed.
         sampling: How the answers are drawn; None leaves it to the generator.
         columns: Our name → the dataset's name, for the columns that are read; they come out under our name.
 
@@ -56,7 +56,7 @@ def answer(
     plain = _renamed(without_format(questions), columns or {})
     turns = _turns(plain, _kind(plain.column_names, columns or {}))
     completions: list[list[Completion]] = [[] for _ in turns]
-    with RowBar(sum(map(len, turns)), "answer") as bar:
+    with RowBar(sum(map(len, turns)), "answer", "answers") as bar:
         for turn in range(max(map(len, turns), default=0)):
             still = [row for row, said in enumerate(completions) if turn < len(turns[row]) and not _failed(said)]
             prompts = [_conversation(turns[row], completions[row]) for row in still]
@@ -127,11 +127,14 @@ def _turns(plain: "Dataset", kind: str) -> list[list[str]]:
 
 
 def _conversation(turns: list[str], said: list[Completion]) -> list[Message]:
-    """What was asked and answered so far, and the next question."""
+    """What was asked and answered so far, and the next question; nothing in them can end a turn."""
     messages: list[Message] = []
     for text, completion in zip(turns, said, strict=False):
-        messages += [{"role": "user", "content": text}, {"role": "assistant", "content": completion.text}]
-    return [*messages, {"role": "user", "content": turns[len(said)]}]
+        messages += [
+            {"role": "user", "content": escape(text)},
+            {"role": "assistant", "content": escape(completion.text)},
+        ]
+    return [*messages, {"role": "user", "content": escape(turns[len(said)])}]
 
 
 def _counted(finished: Iterable[tuple[int, Completion]], bar: RowBar) -> Iterator[tuple[int, Completion]]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Mode = Literal["auto", "answers", "pairs"]
 Missing = Literal["keep", "error", "forfeit"]
 
-_QUESTIONS = ("turns", "instruction", "question", "prompt")  # where a question may stand, the first that is there
+QUESTIONS = ("turns", "instruction", "question", "prompt")  # where a question may stand, the first that is there
 _ANSWERS = ("answers", "answer", "response", "output", "completion")
 _CATEGORIES = ("category", "subset")
 _READ_ROWS = 1_000
@@ -106,11 +106,11 @@ class _Side:
     def of(cls, dataset: Any, name: str, on: str) -> "_Side":
         _check_dataset(dataset, name)
         names = dataset.column_names
-        question = next((each for each in _QUESTIONS if each in names), None)
+        question = next((each for each in QUESTIONS if each in names), None)
         answer = next((each for each in _ANSWERS if each in names and each != question), None)
         if on not in names or question is None or answer is None:
             raise ColumnError(
-                f"dataset {name} has the columns {names}; it needs {on!r} (or on=), a question ({', '.join(_QUESTIONS)}) and an "
+                f"dataset {name} has the columns {names}; it needs {on!r} (or on=), a question ({', '.join(QUESTIONS)}) and an "
                 f"answer ({', '.join(_ANSWERS)}): rename, e.g. ds.rename_column('text', 'answer'), or midb.judging.answer(ds, generator)"
             )
         category = next((each for each in _CATEGORIES if each in names), None)
