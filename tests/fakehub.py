@@ -33,6 +33,8 @@ class Hub:
     def __init__(self, root, user="tester", lfs_threshold=10 * 2**20):
         self.root, self.user, self.lfs_threshold = root, user, lfs_threshold
         self.lock = threading.RLock()
+        self.orgs: set[str] = {"org"}
+        self.fail = None  # (command, path) -> None, or a status to answer with
         self.repos: dict[tuple[str, str], dict] = {}
         self.log: list[tuple[str, str, int]] = []
         os.makedirs(f"{root}/blobs", exist_ok=True)
@@ -247,6 +249,8 @@ class H(BaseHTTPRequestHandler):
         hub = self.hub
         m = self.command
         raw = self.body() if m in ("POST", "PUT", "DELETE") else b""
+        if hub.fail and (status := hub.fail(m, path)):
+            return self.err(status, None, "told to fail")
 
         def sent():
             return json.loads(raw or b"{}")
@@ -276,6 +280,10 @@ class H(BaseHTTPRequestHandler):
             j = sent()
             rid = f"{j.get('organization') or hub.user}/{j['name']}"
             t = j.get("type") or "model"
+            if rid.split("/")[0] not in {hub.user, *hub.orgs}:
+                return self.err(
+                    403, None, f"You don't have the rights to create a {t} under the namespace {rid.split('/')[0]!r}."
+                )
             ok = hub.create(t, rid, (j.get("visibility") == "private") or bool(j.get("private")), j.get("sdk"))
             prefix = {"model": "", "dataset": "datasets/", "space": "spaces/"}[t]
             url = f"http://{self.headers['Host']}/{prefix}{rid}"
@@ -392,7 +400,14 @@ class H(BaseHTTPRequestHandler):
                 200,
                 {
                     "branches": [
-                        {"name": b, "ref": f"refs/heads/{b}", "targetCommit": c} for b, c in r["branches"].items()
+                        {"name": b, "ref": f"refs/heads/{b}", "targetCommit": c}
+                        for b, c in r["branches"].items()
+                        if not b.startswith("refs/")
+                    ],
+                    "pullRequests": [
+                        {"name": b, "ref": b, "targetCommit": c}
+                        for b, c in r["branches"].items()
+                        if b.startswith("refs/pr/")
                     ],
                     "converts": [],
                     "tags": [{"name": b, "ref": f"refs/tags/{b}", "targetCommit": c} for b, c in r["tags"].items()],
@@ -461,8 +476,15 @@ class H(BaseHTTPRequestHandler):
                 elif k == "deletedFolder":
                     p = v["path"].rstrip("/") + "/"
                     files = {a: b for a, b in files.items() if not a.startswith(p)}
+            pull = {}
+            if q.get("create_pr"):
+                number = 1 + sum(name.startswith("refs/pr/") for name in r["branches"])
+                branch = f"refs/pr/{number}"
+                r["branches"][branch] = base
             cid = hub.commit(r, branch, head.get("summary", ""), files, head.get("description", ""))
             prefix = {"model": "", "dataset": "datasets/", "space": "spaces/"}[r["type"]]
+            if q.get("create_pr"):
+                pull = {"pullRequestUrl": f"http://{self.headers['Host']}/{prefix}{r['id']}/discussions/{number}"}
             return self.send(
                 200,
                 {
@@ -470,6 +492,7 @@ class H(BaseHTTPRequestHandler):
                     "commitOid": cid,
                     "commitUrl": f"http://{self.headers['Host']}/{prefix}{r['id']}/commit/{cid}",
                     "hookOutput": "",
+                    **pull,
                 },
             )
         if verb in ("tree", "paths-info"):
@@ -541,8 +564,8 @@ class H(BaseHTTPRequestHandler):
         return self.err(404, None, f"fakehub: no verb {verb}")
 
 
-def start(root, port=0, verbose=False):
-    hub = Hub(root)
+def start(root, port=0, verbose=False, user="tester"):
+    hub = Hub(root, user)
     h = type("HH", (H,), {"hub": hub})
     s = ThreadingHTTPServer(("127.0.0.1", port), h)
     s.verbose = verbose

@@ -204,7 +204,7 @@ def test_what_is_no_set_of_edits_is_refused_with_the_way_out():
         dataset_card(boosted().to_iterable_dataset())
     with pytest.raises(ColumnError, match="'Klingon'"):
         dataset_card(edits([("Klingon", "a", "b")]))
-    with pytest.raises(ColumnError, match="there are no rows"):
+    with pytest.raises(ColumnError, match="there are no rows in 'train', and load_dataset reads no split without rows; leave it out"):
         dataset_card(boosted().select([]))
     with pytest.raises(ColumnError, match="differ in columns"):
         dataset_card(DatasetDict(train=boosted(), test=boosted().remove_columns("boosted_by")))
@@ -382,8 +382,8 @@ def test_configurations_that_are_ours_are_replaced_and_others_stay():
     card.data["configs"] = [{"config_name": "fr", "data_files": "fr/train-*"}]
     head = metadata(merge(theirs, card, "dataset", ("fr",)))
     assert head["configs"] == [
-        {"config_name": "mine", "data_files": "mine.csv"},
         {"config_name": "fr", "data_files": "fr/train-*"},
+        {"config_name": "mine", "data_files": "mine.csv"},
     ]
 
 

@@ -5,5 +5,17 @@ that dies leaves the repository as it was, and pushing again goes on with what i
 """
 
 from midb.hub.cards import adapter_card, dataset_card, eval_set_card, metric_card
+from midb.hub.push import push_adapter, push_dataset, push_eval_set, push_metric
+from midb.hub.shipment import Pushed
 
-__all__ = ["adapter_card", "dataset_card", "eval_set_card", "metric_card"]
+__all__ = [
+    "Pushed",
+    "adapter_card",
+    "dataset_card",
+    "eval_set_card",
+    "metric_card",
+    "push_adapter",
+    "push_dataset",
+    "push_eval_set",
+    "push_metric",
+]

@@ -177,8 +177,10 @@ def named_splits(dataset: Any, default: str = "train") -> dict[str, "Dataset"]:
             "Dataset.from_generator(lambda: iter(stream)) keeps a stream on disk"
         )
     splits = {str(name): without_format(split) for name, split in dataset.items()}
-    if not any(map(len, splits.values())):
-        raise ColumnError("there are no rows; give a dataset that has some")
+    if empty := [name for name, split in splits.items() if not len(split)]:
+        raise ColumnError(
+            f"there are no rows in {', '.join(map(repr, empty))}, and load_dataset reads no split without rows; leave it out"
+        )
     first_name, first = next(iter(splits.items()))
     for name, split in splits.items():
         if not _SPLIT_NAME.fullmatch(name):

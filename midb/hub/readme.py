@@ -137,7 +137,7 @@ def _merged(theirs: dict[str, Any], ours: dict[str, Any], owned: Owned) -> dict[
                 "another repository"
             )
         if kept or new:
-            merged[key] = [*kept, *new] if len(kept) + len(new) > 1 or key == "configs" else (kept or new)[0]
+            merged[key] = [*new, *kept] if len(kept) + len(new) > 1 or key == "configs" else (kept or new)[0]
     if "model-index" in theirs and "model-index" in ours:
         merged["model-index"] = _index(theirs["model-index"], ours["model-index"])
     return merged
