@@ -228,7 +228,8 @@ class Figures:
 
     def _macro(self, groups: list[Group], draws: "Floats") -> Macro:
         overall, known = self.tables["all"][0], ~np.isnan(draws)
-        means = np.where(known, draws, 0).sum(axis=1) / known.sum(axis=1)  # a rare language may miss in a resample
+        # A rare language may miss in a resample, and in the rarest case all of them.
+        means = np.where(known, draws, 0).sum(axis=1) / np.where(known.any(axis=1), known.sum(axis=1), np.nan)
         margin = sum(group.net_margin.value or 0.0 for group in groups) / len(groups)
         low, high = _mirrored(means)
         lengths = [each.length.win_score for each in groups if each.length and each.length.win_score is not None]
@@ -236,7 +237,7 @@ class Figures:
         ends = [(group.win_score.low, group.win_score.high) for group in groups]
         return Macro(
             mean=Figure(
-                _as_score(margin), _as_score(low), _as_score(high), float(np.std(means)) / 2,
+                _as_score(margin), _as_score(low), _as_score(high), float(np.nanstd(means)) / 2,
                 sum(group.win_score.n for group in groups), overall.win_score.n_clusters,
             ),
             micro=overall.win_score.value,
@@ -253,9 +254,10 @@ class Figures:
         numbers = self.rows.numbers
         if "len_a" not in numbers or "len_b" not in numbers:
             return None
-        part = part & ~np.isnan(self.rows.margin + numbers["len_a"] + numbers["len_b"])
-        scores, len_a, len_b = 0.5 + self.rows.margin[part] / 2, numbers["len_a"][part], numbers["len_b"][part]
-        questions = self.rows.question[part].tolist()
+        known = part & ~np.isnan(self.rows.margin + numbers["len_a"] + numbers["len_b"])
+        at = self._sorted(np.flatnonzero(known))
+        scores, len_a, len_b = 0.5 + self.rows.margin[at] / 2, numbers["len_a"][at], numbers["len_b"][at]
+        questions = self.rows.question[at].tolist()
         return length_controlled(scores.tolist(), len_a.tolist(), len_b.tolist(), questions, seed=self.seed)
 
     def trend(self) -> Figure | None:
@@ -303,7 +305,7 @@ class Figures:
             return Figure(None, None, None, None, 0, 0)
         mean = float(values[known].mean())
         low, high = _mirrored(draws)
-        if low == high:  # all alike: what so few questions cannot have shown, by Wilson's bound
+        if not low < high:  # all alike: what so few questions cannot have shown, by Wilson's bound
             unseen = 1 - _wilson(n_clusters, n_clusters)[0]
             low, high = mean - unseen * (1 + mean), mean + unseen * (1 - mean)
         return Figure(mean, low, high, clustered_se(values[known].tolist(), questions.tolist()), n, n_clusters)
@@ -358,13 +360,18 @@ class Figures:
     def _agreements(self) -> dict[str, LanguageAgreement]:
         codes, names = self.rows.groups["language"]
         known = ~np.isnan(self.rows.margin) & np.array([bool(name) for name in names])[codes]
-        verdicts = np.array(["b", "tie", "a"], object)[np.sign(self.rows.margin[known]).astype(int) + 1]
         if len(np.unique(codes[known])) < 2:
             return {}
-        told = [names[code] for code in codes[known].tolist()]
-        shared = self.rows.shared[known].tolist()
+        at = self._sorted(np.flatnonzero(known))
+        verdicts = np.array(["b", "tie", "a"], object)[np.sign(self.rows.margin[at]).astype(int) + 1]
+        told = [names[code] for code in codes[at].tolist()]
+        shared = self.rows.shared[at].tolist()
         found = cross_language(shared, told, verdicts.tolist(), n_resamples=self.n_resamples, seed=self.seed)
         return dict(found.languages)
+
+    def _sorted(self, places: "NDArray[np.int64]") -> "NDArray[np.int64]":
+        """By question, since what is drawn elsewhere depends on the order in which questions come."""
+        return places[np.argsort(self.rows.shared[places], kind="stable")]
 
 
 def _parts(rows: Rows, column: str) -> list[tuple[str, "Mask"]]:
@@ -432,8 +439,8 @@ def _as_score(margin: float) -> float:
 
 def _mirrored(draws: "Floats") -> tuple[float, float]:
     """A percentile interval that is the exact mirror of that of the negated draws; interpolation alone is off by a bit."""
-    low, high = interval(draws) or (np.nan, np.nan)
-    other_low, other_high = interval(-draws) or (np.nan, np.nan)
+    low, high = interval(draws) or (-1.0, 1.0)
+    other_low, other_high = interval(-draws) or (-1.0, 1.0)
     return (low - other_high) / 2, (high - other_low) / 2
 
 

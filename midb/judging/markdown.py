@@ -43,9 +43,9 @@ def report_markdown(report: "Report") -> str:
         reasons = "\n".join(f"- {reason}" for reason in report.health.reasons)
         blocks = [WITHHELD, reasons, _counts(report, _code)]
     for name, groups in report.tables.items():
-        title = TITLES.get(name) or escape(_printable(name))  # Markdown ends where a block of HTML begins
-        if name == "edit_distance" and not report.health.fit:
-            continue  # figures only
+        title = TITLES.get(name) or escape(_code(name).strip("`"))  # Markdown ends where a block of HTML begins
+        if name != "language" and (len(groups) < 2 or (name == "edit_distance" and not report.health.fit)):
+            continue  # says nothing that is not said above, or figures only
         table = _groups(report, name, groups)
         if name == "language":
             blocks.append(table)
@@ -141,9 +141,9 @@ _COLUMNS = (
     _Column("p (Holm)", lambda group: _p(group.p_holm)),
     _Column("without wrong language", lambda group: _on_language(group)),
     _Column("no verdict", lambda group: _count(sum(group.counts.no_verdict.values())), figure=False),
-    _Column("same in both orders", lambda group: _share(group.orders.consistent) if group.orders else "", figure=False),
-    _Column("opposite", lambda group: _share(group.orders.opposite) if group.orders else "", figure=False),
-    _Column("agrees with others", lambda group: _share(group.agreement.share) if group.agreement else "", figure=False),
+    _Column("same in both orders", lambda group: _order(group, "consistent"), figure=False),
+    _Column("opposite", lambda group: _order(group, "opposite"), figure=False),
+    _Column("agrees with others", lambda group: _agreement(group), figure=False),
     _Column("wrong language (both sides)", lambda group: _off_language(group), figure=False),
 )
 
@@ -164,7 +164,7 @@ def _few_or_percent(group: "Group") -> str:
     figure = group.win_score
     if figure.value is None:
         return ""
-    return _percent(figure) if figure.n > FEW else f"{figure.value * figure.n:g} of {figure.n}"
+    return _percent(figure) if figure.n > FEW else _of(figure.value, figure.n)
 
 
 def _on_language(group: "Group") -> str:
@@ -174,9 +174,17 @@ def _on_language(group: "Group") -> str:
     return _share(group.on_language.value) if group.on_language.n > FEW else ""
 
 
+def _order(group: "Group", which: str) -> str:
+    return _of(getattr(group.orders, which), group.orders.n) if group.orders else ""
+
+
+def _agreement(group: "Group") -> str:
+    return _of(group.agreement.share, group.agreement.n) if group.agreement else ""
+
+
 def _off_language(group: "Group") -> str:
     a, b, n = group.counts.off_language_a, group.counts.off_language_b, group.counts.comparisons
-    return f"{_share((a or 0) / n)}, {_share((b or 0) / n)}" if n and (a or b) else ""
+    return f"{_of((a or 0) / n, n)}, {_of((b or 0) / n, n)}" if n and (a or b) else ""
 
 
 def _health(report: "Report", quote: Callable[[str], str]) -> str:
@@ -270,12 +278,17 @@ def _ends(control: "LengthControl") -> str:
     return f"{_share(control.win_score)}{ends}"
 
 
+def _of(share: float | None, n: int) -> str:
+    """A share, or the counts where they are few."""
+    return _share(share) if share is None or n > FEW else f"{round(share * n, 2):g} of {n}"
+
+
 def _count(count: int) -> str:
     return f"{count:,}" if count else ""
 
 
 def _p(value: float | None) -> str:
-    return "" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
+    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _printable(label: str) -> str:

@@ -162,11 +162,8 @@ def summarize(
     for module in ("scipy", "statsmodels"):
         require_extra(module, "judge")
     rows = read_rows(verdicts, by, rule)
-    has = {name: len(values) for name, (_, values) in rows.groups.items()}
-    columns = [name for name in dict.fromkeys((*by, "category", "turn", "changed")) if name in has]
-    columns = [name for name in columns if name != "language" and (name in by or has[name] > 1)]
-    if any(rows.groups.get("language", ([], []))[1]):
-        columns.insert(0, "language")
+    told = ("language", *by, "category", "turn", "changed")
+    columns = [name for name in dict.fromkeys(told) if any(rows.groups.get(name, ([], []))[1])]
     make = Figures(rows, columns, seed, n_resamples)
     overall, macro = make.tables["all"][0], None
     tables = {name: tuple(make.tables[name]) for name in (*columns, DISTANCE) if name in make.tables}
