@@ -241,12 +241,17 @@ def _cost(report: "Report") -> list[str]:
 
 def _provenance(report: "Report") -> str:
     made = report.provenance
-    judges = ", ".join(map(_code, made.judged_by[:5])) or "not said by the rows"
+    judges = ", ".join(map(_code, made.judged_by[:5]))
     identities = ", ".join(_code(each[:16]) for each in made.judge_identity[:5])
+    by = (
+        f"Judged by {judges}{f' ({identities})' if identities else ''}"
+        if judges
+        else "The rows do not name their judge"
+    )
+    absent = "; ".join(f"{what} ({why})" for what, why in report.absent.items() if what != "controls")
     return (
-        f"Judged by {judges}{f' ({identities})' if identities else ''}; rule {made.rule}, seed {made.seed}, {made.rows:,} rows "
-        f"with the fingerprint {_code(made.fingerprint)}, midb {made.midb}."
-        + "".join(f" Without {what}: {why}." for what, why in report.absent.items() if what != "controls")
+        f"{by}; rule {made.rule}, seed {made.seed}, {made.rows:,} rows with the fingerprint {_code(made.fingerprint)}, "
+        f"midb {made.midb}." + (f" Not in this report: {absent}." if absent else "")
     )
 
 

@@ -115,9 +115,9 @@ def _draw_dose(axes: Any, dose: tuple["Group", ...], fit: bool) -> None:
     axes.fill_between([at for at, _ in tenths], low, high, color=color, alpha=0.15, lw=0)
     axes.plot([at for at, _ in tenths], mid, color=color, marker="o", ms=5, lw=1.6)
     for at, figure in known[: len(known) - len(tenths)]:  # equal answers
-        axes.plot(
-            at, 100 * (figure.value or 0.0), marker="s", ms=6, color=MEAN, markerfacecolor="white", markeredgewidth=1.6
-        )
+        ends = [100 * (figure.low or 0.0), 100 * (figure.high or 0.0)]
+        axes.plot([at, at], ends, color=MEAN, lw=1.8, alpha=0.7, solid_capstyle="round")
+        axes.plot(at, 100 * (figure.value or 0.0), marker="s", ms=6, color=MEAN, markerfacecolor="white")
     axes.set_xticks([at for at, _ in known], [str(at) if at else "equal" for at, _ in known])
     axes.set_xlabel("edit distance, in tenths of each language")
     axes.set_ylabel("win score in %")
