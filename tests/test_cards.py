@@ -18,6 +18,7 @@ from midb.hub import adapter_card, dataset_card, eval_set_card, metric_card
 from midb.hub.facts import Share, named_splits, read_edits
 from midb.hub.picture import draw_distances
 from midb.hub.readme import BEGIN, END, as_section, body_of, merge, read_owned
+from midb.judging.report import summarize
 from midb.judging.statistics import wilson
 from midb.schema import PAIR, RAW
 
@@ -204,7 +205,9 @@ def test_what_is_no_set_of_edits_is_refused_with_the_way_out():
         dataset_card(boosted().to_iterable_dataset())
     with pytest.raises(ColumnError, match="'Klingon'"):
         dataset_card(edits([("Klingon", "a", "b")]))
-    with pytest.raises(ColumnError, match="there are no rows in 'train', and load_dataset reads no split without rows; leave it out"):
+    with pytest.raises(
+        ColumnError, match="there are no rows in 'train', and load_dataset reads no split without rows; leave it out"
+    ):
         dataset_card(boosted().select([]))
     with pytest.raises(ColumnError, match="differ in columns"):
         dataset_card(DatasetDict(train=boosted(), test=boosted().remove_columns("boosted_by")))
@@ -238,6 +241,65 @@ def test_a_template_of_ones_own_takes_the_place_and_is_as_safe(tmp_path):
         dataset_card(boosted(), template=own)
     with pytest.raises(FileNotFoundError):
         dataset_card(boosted(), template=tmp_path / "none.md")
+
+
+# --- what a judge made of it -----------------------------------------------------------------------------------------
+
+
+def judged(n=60, verdict="a", name="boosted"):
+    """A report of two languages in which side a wins two of three."""
+    verdicts = [verdict if i % 3 else "b" for i in range(n)]
+    rows = {"id": [i // 2 for i in range(n)], "language": ["fr", "ar"] * (n // 2), "judged_by": ["org/judge"] * n}
+    return summarize(Dataset.from_dict(rows | {"verdict_ab": verdicts, "verdict_ba": verdicts}), names=(name, "raw"))
+
+
+def test_the_figures_of_a_judge_are_in_the_text_and_of_an_adapter_in_the_model_index(tmp_path):
+    report = judged()
+    assert report.health.fit
+    assert report.to_markdown().strip() in dataset_card(boosted(), report=report).text
+    card = adapter_card(adapter(tmp_path), report=report, judged_on="org/rows")
+    [index] = metadata(card)["model-index"]
+    whole, *languages = index["results"]
+    [metric] = whole["metrics"]
+    assert metric["value"] == round(report.headline.value, 4)
+    assert metric["args"]["low"] < metric["value"] < metric["args"]["high"]
+    assert metric["args"]["judged_by"] == ["org/judge"]
+    assert whole["dataset"] == {"name": "boosted against raw", "type": "org/rows"}
+    assert [result["dataset"]["config"] for result in languages] == ["ar", "fr"]
+    unnamed = metadata(adapter_card(tmp_path / "adapter", report=report))["model-index"][0]["results"][0]["dataset"][
+        "type"
+    ]
+    assert unnamed == f"verdicts-{report.provenance.fingerprint}"
+
+
+def test_a_judge_that_cannot_be_believed_gives_no_figure(tmp_path):
+    rows = {"id": list(range(60)), "verdict_ab": ["a"] * 60, "verdict_ba": ["b"] * 60}  # whatever stands first
+    report = summarize(Dataset.from_dict(rows))
+    assert not report.health.fit
+    card = adapter_card(adapter(tmp_path), report=report)
+    assert "model-index" not in metadata(card)
+    assert "Headline withheld" in card.text
+
+
+def test_a_new_report_replaces_the_last_and_leaves_others_results(tmp_path):
+    folder = adapter(tmp_path)
+    first = str(merge(None, adapter_card(folder, report=judged()), "adapter"))
+    other = {"task": {"type": "x"}, "dataset": {"type": "y", "name": "z"}, "metrics": [{"type": "bleu", "value": 1}]}
+    head = yaml.safe_load(first.split("---\n")[1])
+    head["model-index"][0]["results"].append(other)
+    theirs = f"---\n{yaml.safe_dump(head)}---\n" + first.split("---\n", 2)[2]
+    again = metadata(merge(theirs, adapter_card(folder, report=judged(90)), "adapter"))["model-index"]
+    kinds = [metric["type"] for model in again for result in model["results"] for metric in result["metrics"]]
+    assert sorted(kinds) == ["bleu", "midb_win_score", "midb_win_score", "midb_win_score"]
+    kept = metadata(merge(theirs, adapter_card(folder), "adapter"))["model-index"]
+    assert kept == head["model-index"]
+
+
+def test_the_names_in_a_report_break_nothing():
+    report = judged(name="</table>|`x`\n# no\n<!-- midb:end -->")
+    page = str(dataset_card(boosted(), report=report))
+    assert page.count(f"\n{END}") == 1
+    assert not any(each == "no" for each in headings(page))
 
 
 # --- nobody breaks a card --------------------------------------------------------------------------------------------

@@ -555,3 +555,79 @@ def test_a_space_keeps_what_people_wrote():
     push_metric("org/judge_agreement")
     assert readme("org/judge_agreement", "space").endswith("\nOurs.\n")
     assert Path(hf_hub_download("org/judge_agreement", "app.py", repo_type="space")).is_file()
+
+
+# --- commands and the example ----------------------------------------------------------------------------------------
+
+
+def run(*command, **how):
+    return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, **how)
+
+
+@at_hub
+def test_the_command_shows_first_and_then_sends(base, adapter, tmp_path):
+    push_base(base)
+    boosted().to_parquet(tmp_path / "edits.parquet")
+    hub_process.hub.log.clear()
+    push = (
+        "-m",
+        "midb.hub",
+        "dataset",
+        tmp_path / "edits.parquet",
+        "tester/command",
+        "--license",
+        "mit",
+        "--source-dataset",
+        "org/raw",
+    )
+    shown = run(*push, "--dry-run")
+    assert "license: mit" in shown.stdout
+    assert shown.stdout.rstrip().endswith("nothing was sent")
+    assert hub_process.hub.log == []
+    sent = run(*push)
+    assert sent.returncode == 0, sent.stderr
+    assert "/datasets/tester/command/commit/" in sent.stdout
+    assert shown.stdout.split("bytes  files of")[0] == sent.stdout.split("bytes  files of")[0]
+    assert len(loaded("tester/command", "fr", split="train")) == 15
+    refused = run("-m", "midb.hub", "adapter", adapter, "tester/command-booster")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("midb: the adapter's base model is the local path")
+    assert (
+        run("-m", "midb.hub", "adapter", adapter, "tester/command-booster", "--base-model", "org/base").returncode == 0
+    )
+    assert run("-m", "midb.hub", "metric", "org/pairwise_judge").returncode == 0
+
+
+@at_hub
+def test_the_command_tells_who_boosted(tmp_path):
+    boosted().to_parquet(tmp_path / "edits.parquet")
+    push = (
+        "-m",
+        "midb.hub",
+        "dataset",
+        tmp_path / "edits.parquet",
+        "tester/who",
+        "--dry-run",
+        "--base-url",
+        "http://10.0.0.1/v1",
+    )
+    said = run(*push, "--model", "org/booster", "--temperature", "0.25")
+    assert "temperature 0.25" in said.stdout
+    assert "10.0.0.1" not in said.stdout
+    wrong = run(*push, "--model", "org/other")
+    assert wrong.stderr.startswith(
+        "midb: the rows say that they were boosted by org/booster, and booster= asks org/other"
+    )
+
+
+@pytest.mark.shared
+@at_hub
+def test_the_example_publishes_both_sets(shared):
+    example = Path(__file__).parents[1] / "examples/publish_eval_sets.py"
+    shown = run(example, "tester", "--files", shared / "data/midb", "--dry-run")
+    assert shown.stdout.count("nothing was sent") == 2
+    assert ("dataset", "tester/mt-bench-16-languages") not in hub_process.hub.repos
+    done = run(example, "tester", "--files", shared / "data/midb")
+    assert done.returncode == 0, done.stderr
+    assert len(loaded("tester/mt-bench-16-languages", "th", split="test")) == 77
+    assert len(loaded("tester/alpaca-eval-16-languages", "el", split="test")) == 802

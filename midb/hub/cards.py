@@ -12,17 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import (
-    DatasetCard,
-    DatasetCardData,
-    EvalResult,
-    ModelCard,
-    ModelCardData,
-    RepoCard,
-    SpaceCard,
-    try_to_load_from_cache,
-)
-
 from midb import metric
 from midb.errors import MidbError
 from midb.generators import Journal, OpenAIGenerator, TransformersGenerator
@@ -37,6 +26,7 @@ from midb.schema import PAIR
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
+    from huggingface_hub import DatasetCard, EvalResult, ModelCard, RepoCard, SpaceCard
 
     from midb.booster import Booster
     from midb.judging.report import Report
@@ -82,7 +72,7 @@ def dataset_card(
     report: "Report | None" = None,
     language: str | None = None,
     template: str | Path | None = None,
-) -> DatasetCard:
+) -> "DatasetCard":
     """Make the card of a set of edits: boosted rows, or revisions by people.
 
     Reads: the pair columns, their `raw_` twins, and `language`, `boost_status`, `boost_reason`, `boosted_by` where they are.
@@ -102,6 +92,8 @@ def dataset_card(
         ValueError: The rows say that another booster made them.
         FileNotFoundError: There is no such template.
     """
+    from huggingface_hub import DatasetCard, DatasetCardData
+
     splits = named_splits(edits)
     facts = read_edits(splits, language)
     if booster is not None and set(facts.boosted_by) != {booster.generator.name}:
@@ -143,7 +135,7 @@ def eval_set_card(
     license: str | None = None,
     source_datasets: Sequence[str] | None = None,
     template: str | Path | None = None,
-) -> DatasetCard:
+) -> "DatasetCard":
     """Make the card of an evaluation set: what `release.load_mt_bench` or `load_alpaca_eval` gives, or one of that shape.
 
     Reads: `id`, `language`, `turns`, and `category`, `defect`, `repair` where they are.
@@ -158,6 +150,8 @@ def eval_set_card(
         ColumnError: It has not the shape, or holds a language that is none.
         TypeError: A stream, or no dataset.
     """
+    from huggingface_hub import DatasetCard, DatasetCardData
+
     splits = named_splits(questions, "test")
     facts = read_questions(splits)
     license = license or next((split.info.license for split in splits.values() if split.info.license), None)
@@ -197,7 +191,7 @@ def adapter_card(
     report: "Report | None" = None,
     judged_on: str | None = None,
     template: str | Path | None = None,
-) -> ModelCard:
+) -> "ModelCard":
     """Make the card of a trained booster.
 
     Args:
@@ -215,6 +209,8 @@ def adapter_card(
         MidbError: The base model is a place of this machine, and `base_model` does not say its Hub id.
         ValueError: The record in the folder is broken.
     """
+    from huggingface_hub import ModelCard, ModelCardData
+
     base = base_model_of(folder, base_model)
     record = read_record(folder)
     picture = "loss.png" if Path(folder, "loss.png").is_file() else None
@@ -241,18 +237,20 @@ def adapter_card(
     return ModelCard(_content(data.to_yaml(), f"A booster on {base.split('/')[-1]}", text))
 
 
-def metric_card(name: str) -> SpaceCard:
+def metric_card(name: str) -> "SpaceCard":
     """The card of one of midb's metrics, as it is installed.
 
     Raises:
         ValueError: There is no such metric.
     """
+    from huggingface_hub import SpaceCard
+
     text = Path(metric.path(name), "README.md").read_text(encoding="utf-8")
     card = SpaceCard(text)
     return SpaceCard(f"---\n{card.data.to_yaml()}\n---\n\n{as_section(card.text)}\n")
 
 
-def with_repo_id(card: RepoCard, repo_id: str) -> RepoCard:
+def with_repo_id(card: "RepoCard", repo_id: str) -> "RepoCard":
     """The card with the place where it goes, in the lines that load the thing. Data cannot hold quotation marks there."""
     return type(card)(str(card).replace(f'"{REPO}"', f'"{repo_id}"'))
 
@@ -336,6 +334,8 @@ def _how_boosted(booster: "Booster") -> dict[str, str]:
 
 def _commit(source: str, file: str, revision: str | None) -> str:
     """A commit that was named, or the one that lies in the cache; asks nobody."""
+    from huggingface_hub import try_to_load_from_cache
+
     if Path(source).is_dir():
         return ""
     if revision and re.fullmatch("[0-9a-f]{40}", revision):
@@ -354,8 +354,10 @@ def _judged(report: "Report | None") -> Any:
     return Markup(report.to_markdown()) if report else None
 
 
-def _eval_results(report: "Report", judged_on: str | None) -> list[EvalResult]:
+def _eval_results(report: "Report", judged_on: str | None) -> "list[EvalResult]":
     """The win scores, of a judge that can be believed, in the words of a model index."""
+    from huggingface_hub import EvalResult
+
     if not report.health.fit:
         return []
     languages = [(group.group, group.win_score) for group in report.tables.get("language", ())]

@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from huggingface_hub import DatasetCard, ModelCard, RepoCard
 
 from midb import metric
 from midb.errors import ColumnError, MidbError, require_extra
@@ -28,6 +27,7 @@ from midb.hub.shipment import Pushed, Shipment, Target
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
+    from huggingface_hub import DatasetCard, ModelCard, RepoCard
 
 ALL = "all"  # the configuration of all languages together
 NOWHERE = "no_language"  # the folder of rows that do not say theirs, which are in `all` alone
@@ -43,7 +43,7 @@ def push_dataset(
     edits: "Dataset | DatasetDict",
     repo_id: str,
     *,
-    card: DatasetCard | None = None,
+    card: "DatasetCard | None" = None,
     language: str | None = None,
     max_shard_size: int | str = "500MB",
     revision: str | None = None,
@@ -94,7 +94,7 @@ def push_eval_set(
     questions: "Dataset | DatasetDict",
     repo_id: str,
     *,
-    card: DatasetCard | None = None,
+    card: "DatasetCard | None" = None,
     revision: str | None = None,
     private: bool | None = None,
     create_pr: bool = False,
@@ -130,7 +130,7 @@ def push_adapter(
     repo_id: str,
     *,
     base_model: str | None = None,
-    card: ModelCard | None = None,
+    card: "ModelCard | None" = None,
     revision: str | None = None,
     private: bool | None = None,
     create_pr: bool = False,
@@ -213,7 +213,11 @@ def push_metric(
 
 
 def _push_splits(
-    shipment: Shipment, splits: Mapping[str, "Dataset"], card: RepoCard, language: str | None, max_shard_size: int | str
+    shipment: Shipment,
+    splits: Mapping[str, "Dataset"],
+    card: "RepoCard",
+    language: str | None,
+    max_shard_size: int | str,
 ) -> Pushed:
     """Write one folder per language, whose files are those of its configuration and, together, of `all`."""
     from datasets import SplitInfo
@@ -256,7 +260,7 @@ class _Config:
         return sum(info.num_examples for info in self.splits.values())
 
 
-def _describe(card: RepoCard, configs: Mapping[str, _Config], features: Any) -> None:
+def _describe(card: "RepoCard", configs: Mapping[str, _Config], features: Any) -> None:
     """Write the configurations into a card's metadata, in the words of `datasets`."""
     from datasets import DatasetInfo
     from datasets.info import DatasetInfosDict

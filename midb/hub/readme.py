@@ -5,11 +5,12 @@ Knows cards and their metadata; neither what they are about nor the Hub.
 
 import re
 from dataclasses import dataclass
-from typing import Any
-
-from huggingface_hub import RepoCard
+from typing import TYPE_CHECKING, Any
 
 from midb.errors import MidbError
+
+if TYPE_CHECKING:
+    from huggingface_hub import RepoCard
 
 BEGIN, END = "<!-- midb:begin -->", "<!-- midb:end -->"
 _NOTE = "<!-- Written anew by each push. What you write above the line before this one, or below the last, stays. -->"
@@ -61,7 +62,7 @@ def body_of(text: str) -> str:
     return inner.replace(_NOTE, "", 1).strip()
 
 
-def merge(theirs: str | None, ours: RepoCard, kind: str, configs: tuple[str, ...] = ()) -> RepoCard:
+def merge(theirs: str | None, ours: "RepoCard", kind: str, configs: tuple[str, ...] = ()) -> "RepoCard":
     """Our card, with what people wrote into the README that is there.
 
     Their text around our two lines stays as it is; in a README without them our text goes to the end. Metadata that we do
@@ -76,6 +77,8 @@ def merge(theirs: str | None, ours: RepoCard, kind: str, configs: tuple[str, ...
     Raises:
         MidbError: The README cannot be read, or has a configuration of the same name that midb did not write.
     """
+    from huggingface_hub import RepoCard
+
     section = as_section(body_of(ours.text), kind, configs)
     if theirs is None or not theirs.strip():
         found = _find(ours.text)
@@ -102,7 +105,7 @@ def merge(theirs: str | None, ours: RepoCard, kind: str, configs: tuple[str, ...
     return _card(type(ours), _merged(card.data.to_dict(), ours.data.to_dict(), owned), card.text)
 
 
-def _card(kind: type[RepoCard], metadata: dict[str, Any], text: str) -> RepoCard:
+def _card(kind: "type[RepoCard]", metadata: dict[str, Any], text: str) -> "RepoCard":
     from huggingface_hub.utils import yaml_dump
 
     end = "\r\n" if "\r\n" in text else "\n"

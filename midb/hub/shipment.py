@@ -10,15 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, RepoCard
-from huggingface_hub.utils import validate_repo_id
-
 from midb.errors import MidbError
 from midb.hub.cards import with_repo_id
 from midb.hub.readme import BEGIN, END, Owned, merge, read_owned
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, RepoCard
 
 README = "README.md"
 # What may lie in a repository that is still nobody's: a person's own text and pictures.
@@ -40,10 +37,10 @@ class Pushed:
     """
 
     repo_id: str
-    card: RepoCard
+    card: "RepoCard"
     files: dict[str, int]
     removed: tuple[str, ...] = ()
-    commit: CommitInfo | None = None
+    commit: "CommitInfo | None" = None
 
     def __str__(self) -> str:
         lines = [f"{size:>14,}  {path}" for path, size in {README: len(str(self.card).encode()), **self.files}.items()]
@@ -92,6 +89,8 @@ class Shipment:
     """
 
     def __init__(self, target: Target) -> None:
+        from huggingface_hub.utils import validate_repo_id
+
         validate_repo_id(target.repo_id)
         self.target, self.repo_id = target, target.repo_id
         self.files: dict[str, int] = {}
@@ -104,7 +103,7 @@ class Shipment:
             self.api = _api(target.token)
             self._look()
 
-    def begin(self, card: RepoCard) -> None:
+    def begin(self, card: "RepoCard") -> None:
         """Make the repository and the branch, where they are missing; whether the card fits in is told before."""
         target = self.target
         merge(self._readme, card, target.kind)
@@ -125,6 +124,8 @@ class Shipment:
             file: Its content, or where that is.
             is_draft: Made for this push alone: gone from the disk as soon as the Hub has it.
         """
+        from huggingface_hub import CommitOperationAdd
+
         self.files[path] = len(file) if isinstance(file, bytes) else file.stat().st_size
         operation = CommitOperationAdd(path, file)
         if not self.target.dry_run:
@@ -132,7 +133,7 @@ class Shipment:
         if is_draft and isinstance(file, Path) and (self.target.dry_run or operation.path_or_fileobj == b""):
             file.unlink()
 
-    def _send(self, operation: CommitOperationAdd) -> None:
+    def _send(self, operation: "CommitOperationAdd") -> None:
         self.api.preupload_lfs_files(
             self.repo_id,
             [operation],
@@ -144,7 +145,7 @@ class Shipment:
 
     def finish(
         self,
-        card: RepoCard,
+        card: "RepoCard",
         message: str,
         *,
         configs: tuple[str, ...] = (),
@@ -158,6 +159,8 @@ class Shipment:
             configs: The dataset configurations that this push writes.
             is_stale: Whether a file of the repository is from an earlier push, and may go if this one has it no more.
         """
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
         target = self.target
         merged = merge(self._readme, with_repo_id(card, self.repo_id), target.kind, configs)
         if target.dry_run:

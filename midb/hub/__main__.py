@@ -1,0 +1,201 @@
+"""The commands: `midb push dataset`, `adapter`, `eval-set` and `metric`, each with `--dry-run`."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from midb import release
+from midb.booster import Booster
+from midb.errors import MidbError
+from midb.files import read_dataset
+from midb.generators import OpenAIGenerator, Sampling, TransformersGenerator
+from midb.generators.weights import resolve_adapter
+from midb.prompts import PROMPT
+
+SETS = {"mt-bench": release.load_mt_bench, "alpaca-eval": release.load_alpaca_eval}
+
+RepoId = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Where it goes; made where it is missing.")]
+License = Annotated[
+    str | None, typer.Option(help="An identifier of the Hub's list, such as apache-2.0; none is stated without it.")
+]
+Template = Annotated[Path | None, typer.Option(help="Your own Jinja file for the card.")]
+Revision = Annotated[str | None, typer.Option(help="A branch, made where it is missing.")]
+Private = Annotated[bool, typer.Option("--private", help="Make the repository private, if it is new.")]
+CreatePr = Annotated[bool, typer.Option("--create-pr", help="Propose it all as one pull request.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the card and the list of files, and send nothing.")]
+Verdicts = Annotated[str | None, typer.Option(help="What `midb judge` wrote of it: its figures go into the card.")]
+Names = Annotated[str, typer.Option(help="What the two sides of the verdicts are called.")]
+
+
+def dataset(
+    source: Annotated[str, typer.Argument(help="Edits: a file, a folder saved to disk, or a Hub dataset.")],
+    repo_id: RepoId,
+    license: License = None,
+    source_dataset: Annotated[
+        list[str] | None, typer.Option(help="Hub id of what the raw pairs were taken from; may be given again.")
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")] = None,
+    language: Annotated[str | None, typer.Option(help="The language of rows that do not say one.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="As given to `midb boost`, and so the options after it: the card tells them.")
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="Where the model was asked; the card does not tell it.")] = None,
+    temperature: Annotated[float, typer.Option(min=0)] = 0.0,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 2048,
+    prompt: Annotated[str, typer.Option(show_default="the published prompt")] = PROMPT,
+    verdicts: Verdicts = None,
+    names: Names = "boosted,raw",
+    template: Template = None,
+    revision: Revision = None,
+    private: Private = False,
+    create_pr: CreatePr = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Publish edits: one configuration per language and `all`, a card, and a picture."""
+    from midb.hub import dataset_card, push_dataset
+
+    edits = read_dataset(source, config)
+    booster = None
+    if model is not None:
+        sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
+        booster = Booster(generator=_generator(model, base_url, sampling), prompt=prompt)
+    card = dataset_card(
+        edits,
+        repo_id=repo_id,
+        license=license,
+        source_datasets=source_dataset,
+        booster=booster,
+        report=_report(verdicts, names),
+        language=language,
+        template=template,
+    )
+    print(
+        push_dataset(
+            edits, repo_id, card=card, language=language, revision=revision, private=private or None, create_pr=create_pr,
+            dry_run=dry_run,
+        )
+    )  # fmt: skip
+
+
+def eval_set(
+    source: Annotated[
+        str, typer.Argument(help="mt-bench, alpaca-eval, or a file, folder or Hub dataset of that shape.")
+    ],
+    repo_id: RepoId,
+    files: Annotated[
+        str, typer.Option(help="A local copy of the published files; else they are downloaded.")
+    ] = release.UPSTREAM,
+    license: License = None,
+    template: Template = None,
+    revision: Revision = None,
+    private: Private = False,
+    create_pr: CreatePr = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Publish an evaluation set in all its languages."""
+    from midb.hub import eval_set_card, push_eval_set
+
+    questions = SETS[source](files) if source in SETS else read_dataset(source)
+    card = eval_set_card(questions, repo_id=repo_id, license=license, template=template)
+    print(
+        push_eval_set(
+            questions, repo_id, card=card, revision=revision, private=private or None, create_pr=create_pr, dry_run=dry_run
+        )
+    )  # fmt: skip
+
+
+def adapter(
+    folder: Annotated[Path, typer.Argument(help="What a training wrote.")],
+    repo_id: RepoId,
+    base_model: Annotated[
+        str | None, typer.Option(help="Hub id of the base model, where the adapter was trained on a local folder.")
+    ] = None,
+    license: License = None,
+    trained_on: Annotated[
+        list[str] | None, typer.Option(help="Hub id of a dataset that it was trained on; may be given again.")
+    ] = None,
+    verdicts: Verdicts = None,
+    names: Names = "boosted,raw",
+    judged_on: Annotated[str | None, typer.Option(help="Hub id of the dataset that was judged.")] = None,
+    template: Template = None,
+    revision: Revision = None,
+    private: Private = False,
+    create_pr: CreatePr = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Publish a trained booster."""
+    from midb.hub import adapter_card, push_adapter
+
+    card = adapter_card(
+        folder,
+        repo_id=repo_id,
+        base_model=base_model,
+        license=license,
+        datasets=trained_on,
+        report=_report(verdicts, names),
+        judged_on=judged_on,
+        template=template,
+    )
+    print(
+        push_adapter(
+            folder, repo_id, base_model=base_model, card=card, revision=revision, private=private or None,
+            create_pr=create_pr, dry_run=dry_run,
+        )
+    )  # fmt: skip
+
+
+def metric(
+    repo_id: Annotated[
+        str, typer.Argument(metavar="OWNER/METRIC", help="Its last part is pairwise_judge or judge_agreement.")
+    ],
+    revision: Revision = None,
+    private: Private = False,
+    create_pr: CreatePr = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Publish one of midb's metrics as a Space."""
+    from midb.hub import push_metric
+
+    print(push_metric(repo_id, revision=revision, private=private or None, create_pr=create_pr, dry_run=dry_run))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "dataset": dataset,
+    "eval-set": eval_set,
+    "adapter": adapter,
+    "metric": metric,
+}
+
+
+def _generator(model: str, base_url: str | None, sampling: Sampling) -> OpenAIGenerator | TransformersGenerator:
+    """Who was asked; it is not asked here."""
+    if base_url is not None:
+        return OpenAIGenerator(model, base_url=base_url, sampling=sampling)
+    base, adapter = resolve_adapter(model)
+    return TransformersGenerator(base, adapter=adapter, sampling=sampling)
+
+
+def _report(verdicts: str | None, names: str) -> Any:
+    from midb.judging.report import summarize
+
+    if verdicts is None:
+        return None
+    sides = names.split(",")
+    if len(sides) != 2:
+        raise typer.BadParameter(f"--names {names!r} is not two names; write boosted,raw")
+    return summarize(read_dataset(verdicts), names=(sides[0], sides[1]))
+
+
+if __name__ == "__main__":
+    from datasets.exceptions import DatasetsError
+
+    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+    for name, command in COMMANDS.items():
+        app.command(name)(command)
+    try:
+        app()
+    except (MidbError, DatasetsError, ValueError, OSError) as error:
+        sys.exit(f"midb: {error}")
