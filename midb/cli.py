@@ -25,6 +25,7 @@ from midb.errors import ColumnError, GenerationError, MidbError, require_extra
 from midb.files import HUB, check_destination, check_fits, read_dataset, write_dataset
 from midb.generators import FunctionGenerator, Generator, Journal, OpenAIGenerator, Sampling, TransformersGenerator
 from midb.generators.weights import adapter_record, resolve_adapter
+from midb.hub.__main__ import COMMANDS as PUSH
 from midb.judging.comparisons import Missing, Mode
 from midb.prompts import PROMPT
 from midb.review import summarize
@@ -396,6 +397,10 @@ def report(
 
 
 app.command()(_plain_errors(train))
+push = typer.Typer(help="Publish to the Hub, with a card that tells the truth.", no_args_is_help=True)
+for _name, _command in PUSH.items():
+    push.command(_name)(_plain_errors(_command))
+app.add_typer(push, name="push")
 
 
 def _read_key(api_key_env: str) -> str | None:
