@@ -20,7 +20,7 @@ from midb.errors import ColumnError, MidbError, require_extra
 from midb.generators.adapter import ADAPTER_FILE
 from midb.generators.weights import ADAPTER_CONFIG
 from midb.hub.cards import PICTURE, adapter_card, base_model_of, dataset_card, eval_set_card, metric_card
-from midb.hub.facts import named_splits, read_edits, read_languages
+from midb.hub.facts import BATCH_ROWS, named_splits, read_edits, read_languages
 from midb.hub.picture import draw_distances
 from midb.hub.readme import Owned
 from midb.hub.shipment import Pushed, Shipment, Target
@@ -221,11 +221,14 @@ def _push_splits(
 ) -> Pushed:
     """Write one folder per language, whose files are those of its configuration and, together, of `all`."""
     from datasets import SplitInfo
+    from datasets import config as datasets_config
     from datasets.utils.py_utils import convert_file_size_to_int
 
     configs: dict[str, _Config] = {}
-    with TemporaryDirectory() as drafts:
-        for folder, split, part in _parts(splits, language):
+    cache = Path(datasets_config.HF_DATASETS_CACHE)  # where there is room for data; a /tmp may be memory
+    cache.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="midb-push-", dir=cache) as drafts:
+        for folder, split, part in _parts(splits, language, Path(drafts)):
             memory = disk = 0
             shards = _shards(part, convert_file_size_to_int(max_shard_size))
             for nth in range(shards):
@@ -282,16 +285,40 @@ def _describe(card: "RepoCard", configs: Mapping[str, _Config], features: Any) -
     DatasetInfosDict(infos).to_dataset_card_data(card.data)
 
 
-def _parts(splits: Mapping[str, "Dataset"], language: str | None) -> Iterator[tuple[str, str, "Dataset"]]:
+def _parts(splits: Mapping[str, "Dataset"], language: str | None, drafts: Path) -> Iterator[tuple[str, str, "Dataset"]]:
     """The rows by split and language, each with the folder where they go."""
     codes, places = read_languages(splits, language)
     for split, rows in splits.items():
-        for at, code in enumerate(codes):
-            found = np.flatnonzero(places[split] == at)
-            if not len(found):
-                continue
-            is_slice = found[-1] - found[0] + 1 == len(found)
-            yield code or NOWHERE, split, rows.select(range(found[0], found[-1] + 1) if is_slice else found)
+        place = places[split]
+        starts = np.flatnonzero(np.diff(place, prepend=-1))  # where another language begins
+        if len(starts) == len(set(place[starts])):
+            runs = zip(starts, [*starts[1:], len(place)], strict=True)
+            found = {int(place[start]): rows.select(range(start, end)) for start, end in runs}
+        else:
+            found = _sorted_out(rows, place, drafts / split)
+        for at in sorted(found):
+            yield codes[at] or NOWHERE, split, found[at]
+
+
+def _sorted_out(rows: "Dataset", place: "np.ndarray", folder: Path) -> dict[int, "Dataset"]:
+    """Rows that stand mixed, one file for each place: they are read once, where picking them would read row by row."""
+    import pyarrow as pa
+    from datasets import Dataset
+    from datasets.arrow_writer import ArrowWriter
+
+    folder.mkdir()
+    writers: dict[int, Any] = {}
+    start = 0
+    for table in rows.with_format("arrow").iter(batch_size=BATCH_ROWS):
+        here = place[start : start + table.num_rows]
+        start += table.num_rows
+        for at in np.unique(here).tolist():
+            if at not in writers:
+                writers[at] = ArrowWriter(features=rows.features, path=str(folder / f"{at}.arrow"))
+            writers[at].write_table(table.filter(pa.array(here == at)))
+    for writer in writers.values():
+        writer.finalize()
+    return {at: Dataset.from_file(str(folder / f"{at}.arrow")) for at in writers}
 
 
 def _shards(part: "Dataset", size: int) -> int:
