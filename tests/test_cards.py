@@ -331,6 +331,27 @@ def check_unbroken(rows):
     return body
 
 
+def test_a_blank_line_stands_before_each_table_which_some_renderers_need(tmp_path):
+    from test_adapter import RECORD
+
+    folder = adapter(tmp_path)
+    RECORD.write(folder)
+    everything = {"license": "mit", "source_datasets": ["org/raw"], "report": judged()}
+    pages = [
+        dataset_card(boosted(), **everything),
+        dataset_card(DatasetDict(a=CALM, b=CALM)),
+        adapter_card(folder, datasets=["a"]),
+    ]
+    questions = Dataset.from_dict(
+        {"id": [1, 2], "language": ["fr", "ja"], "turns": [["a"], ["b"]], "category": ["x", "y"]}
+    )
+    for page in (*pages, eval_set_card(questions)):
+        lines = page.text.splitlines()
+        for at, line in enumerate(lines):
+            if line.startswith("|-"):
+                assert lines[at - 2] == ""
+
+
 SAFE = {
     "h1", "h2", "p", "em", "strong", "code", "pre", "a", "img", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "sub", "br", "i", "wbr",
     "blockquote",

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midb import metric
 from midb.errors import MidbError
 from midb.generators import Journal, OpenAIGenerator, TransformersGenerator
 from midb.generators.adapter import AdapterRecord, read_record
@@ -245,9 +245,24 @@ def metric_card(name: str) -> "SpaceCard":
     """
     from huggingface_hub import SpaceCard
 
-    text = Path(metric.path(name), "README.md").read_text(encoding="utf-8")
+    text = metric_folder(name).joinpath("README.md").read_text(encoding="utf-8")
     card = SpaceCard(text)
     return SpaceCard(f"---\n{card.data.to_yaml()}\n---\n\n{as_section(card.text)}\n")
+
+
+def metric_folder(name: str) -> Path:
+    """Where a metric is installed, found as a file: what evaluates is above this room.
+
+    Raises:
+        ValueError: There is no such metric.
+    """
+    folder = Path(str(files("midb"))) / "metric"
+    names = sorted(path.parent.name for path in folder.glob("*/README.md"))
+    if name not in names:
+        raise ValueError(
+            f"there is no metric {name!r}, and evaluate finds one by its repository's name; midb has {' and '.join(names)}"
+        )
+    return folder / name
 
 
 def with_repo_id(card: "RepoCard", repo_id: str) -> "RepoCard":

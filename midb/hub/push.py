@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from midb import metric
 from midb.errors import ColumnError, MidbError, require_extra
 from midb.generators.adapter import ADAPTER_FILE
 from midb.generators.weights import ADAPTER_CONFIG
-from midb.hub.cards import PICTURE, adapter_card, base_model_of, dataset_card, eval_set_card, metric_card
+from midb.hub.cards import PICTURE, adapter_card, base_model_of, dataset_card, eval_set_card, metric_card, metric_folder
 from midb.hub.facts import BATCH_ROWS, named_splits, read_edits, read_languages
 from midb.hub.picture import draw_distances
 from midb.hub.readme import Owned
@@ -204,7 +203,7 @@ def push_metric(
         MidbError: Nobody is logged in, or the name is taken.
     """
     name = repo_id.split("/")[-1]
-    folder, card = Path(metric.path(name)), metric_card(name)
+    folder, card = metric_folder(name), metric_card(name)
     shipment = Shipment(Target(repo_id, "metric", revision, private, create_pr, token, dry_run))
     shipment.begin(card)
     for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name != "README.md"):

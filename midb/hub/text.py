@@ -87,8 +87,10 @@ def one(value: float | None) -> str:
 
 
 def figure(value: object) -> str:
-    """A measured number to four digits; anything else as it is."""
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    """A measured number to four digits or to the unit; anything else as it is."""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def counts(counted: Mapping[str, int]) -> str:
