@@ -1,0 +1,51 @@
+"""Boost a dataset on many GPUs and machines, larger than memory and disk if need be; a death costs what was in flight.
+
+With Ray, one process reads and writes, and workers with an engine each stand wherever there are GPUs:
+
+python examples/boost_on_cluster.py my-org/my-data --model my-booster --ledger ledger --workers 8 --gpus 1
+
+On several machines: `ray start --head` on one, `ray start --address HEAD:6379` on the others, then the command with
+RAY_ADDRESS=HEAD:6379 before it. With Slurm and without Ray, each job of an array does its share of the same ledger, which
+is a folder that all see, or s3://bucket/run:
+
+sbatch --array 0-15 --gpus 1 --requeue --wrap '
+python examples/boost_on_cluster.py my-org/my-data --model my-booster --ledger /data/ledger --shard $SLURM_ARRAY_TASK_ID/16'
+
+The same command again does only what is missing. One without --shard gives the whole, and with --retry-failed asks again
+for the rows to which no answer came.
+"""
+
+import argparse
+
+from datasets import Dataset, load_dataset
+
+from midb import Booster, as_pairs
+from midb.cluster import Workers, map_on_cluster
+from midb.review import summarize
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("dataset", help="a Hub dataset, or a folder with json, csv or parquet files")
+parser.add_argument("--model", required=True, help="a booster: a model or adapter, folder or Hub id")
+parser.add_argument("--ledger", required=True, help="where finished shards lie: a folder, or s3://, gs://, ...")
+parser.add_argument("--stream", action="store_true", help="never hold the dataset on this machine")
+parser.add_argument("--workers", type=int, help="Ray workers; without it this process works alone")
+parser.add_argument("--gpus", type=float, default=0, help="GPUs of each worker")
+parser.add_argument("--shard", default="0/1", help="i/n: the i-th of n shares, from 0")
+parser.add_argument("--rows-per-shard", type=int, default=4096)
+parser.add_argument("--retry-failed", action="store_true")
+chosen = parser.parse_args()
+
+index, count = map(int, chosen.shard.split("/"))
+edits = map_on_cluster(
+    as_pairs(load_dataset(chosen.dataset, split="train", streaming=chosen.stream)),
+    Booster.from_pretrained(chosen.model),  # loads no weights here: each worker builds its own engine, once
+    chosen.ledger,
+    workers=Workers(chosen.workers, gpus=chosen.gpus) if chosen.workers else None,
+    rows_per_shard=chosen.rows_per_shard,
+    shard=(index, count),
+    retry_failed=chosen.retry_failed,
+)
+if isinstance(
+    edits, Dataset
+):  # a stream comes back as a stream over the shards: edits.push_to_hub, or read it in order
+    print(summarize(edits))

@@ -1,0 +1,476 @@
+"""More rows than one run, one GPU or one disk holds: any batch function over row ranges, each kept as a Parquet shard.
+
+Knows batch functions by what they return and their `identity()`, not what they do. One process, the driver, reads the
+rows and writes the ledger; workers, which may stand on any machine, only turn one batch into another. So a ledger may be
+a local folder also for a cluster that shares no disk, and a lost worker leaves nothing behind.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
+
+from midb.errors import ColumnError, GenerationError, MidbError, require_extra
+from midb.ledger import Ledger
+from midb.progress import RowBar, say
+from midb.schema import AnyDataset, Batch, in_format_of, without_format
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TRIES = 3  # workers that a range may cost before it ends the run
+PATIENCE = 600  # seconds without any worker, after which waiting for one ends
+
+
+@runtime_checkable
+class Step(Protocol):
+    """A batch function that says who it is: a `Booster`, a `Judge`, or a class of your own that can be pickled."""
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Columns of n rows to columns of n rows, in the same order. Columns that are not returned stay as they are."""
+
+    def identity(self) -> str:
+        """A hash over everything that can change what comes out, and nothing else."""
+
+
+@runtime_checkable
+class DeclaringStep(Step, Protocol):
+    """A batch function that also says the types of its columns, so that a shard where all are null has them too."""
+
+    def adds(self) -> Mapping[str, Any]:
+        """Each column that a call returns, and its `datasets` feature."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Ray actors that hold one engine each.
+
+    Args:
+        count: How many work at the same time.
+        gpus: GPUs of each. Ray hides the GPUs from a worker that asked for none.
+        cpus: CPU cores of each.
+    """
+
+    count: int
+    gpus: float = 0
+    cpus: float = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.gpus < 0 or self.cpus <= 0:
+            raise ValueError(f"{self} cannot be; use count >= 1, gpus >= 0 and cpus > 0")
+
+
+def map_on_cluster(
+    dataset: AnyDataset,
+    step: Step,
+    ledger: str | Path,
+    *,
+    workers: int | Workers | None = None,
+    rows_per_shard: int = 4096,
+    shard: tuple[int, int] = (0, 1),
+    retry_failed: bool = False,
+) -> AnyDataset:
+    """Run a batch function over many rows, GPUs and machines so that whatever dies costs only what was in flight.
+
+    Reads: whatever the step reads; for a `Booster` convert first: `as_pairs(ds)`.  Adds: what the step returns.  Rows:
+    n → n, same order; other columns untouched. A dataset comes back memory-mapped from the ledger's shards, a stream as a
+    stream over them, a `DatasetDict` as one, with a folder in the ledger for each split.
+
+    The same call again does only what is missing: a shard's name holds its range, `step.identity()` and a hash of its rows,
+    so that another configuration or other rows never meet old shards, and rows added at the end cost only themselves.
+    All rows are read for that, a stream from its beginning; no call is made.
+
+    Args:
+        dataset: A stream may be larger than memory and disk; it must give the same rows in the same order each time.
+        step: Is pickled once for each worker, without its engine. A `Journal` in it is a file on each worker's machine.
+        ledger: A folder, or a URL that fsspec knows, such as `s3://bucket/run`; keys come from the environment.
+        workers: None works in this process, without Ray. A number is so many Ray actors of one CPU core; `Workers` says
+            more. Ray is taken as it was initialized, else the cluster that `RAY_ADDRESS` names, else this machine alone.
+        rows_per_shard: Rows that are lost, and done again, when their worker dies. Several times what an engine has in
+            hand at once, as each shard ends with its slowest row, and few enough for each worker to get several.
+        shard: `(i, n)` does every n-th range beginning with the i-th, counted from 0: job i of a Slurm array of n. What
+            comes back is these rows; the same call without it does what is missing and gives all.
+        retry_failed: Ask again for the rows that failed (a `..._status` that the step returned is `failed`).
+
+    Raises:
+        ColumnError: The step cannot read the rows; from its first batch.
+        GenerationError: The engine is dead, on a cluster that of several workers in turn. Finished shards stay.
+        MidbError: The cluster has no room for the workers, or the ledger cannot be used.
+        MissingExtraError: Ray is not installed.
+    """
+    from datasets import Dataset, IterableDataset
+
+    pool = Workers(workers) if isinstance(workers, int) else workers
+    if pool is not None:
+        require_extra("ray", "ray")
+    if rows_per_shard < 1 or not 0 <= shard[0] < shard[1]:
+        raise ValueError(
+            f"rows_per_shard={rows_per_shard}, shard={shard} cannot be; use rows_per_shard >= 1, and shard=(i, n) with i from 0 to n - 1"
+        )
+    if not isinstance(step, Step):
+        raise TypeError(f"{step!r:.80} has no identity(); give a batch function that has, such as a Booster or a Judge")
+    if isinstance(dataset, dict):
+        how: dict[str, Any] = {"workers": pool, "rows_per_shard": rows_per_shard, "shard": shard}
+        each = {
+            name: map_on_cluster(split, step, f"{ledger}/{name}", retry_failed=retry_failed, **how)
+            for name, split in dataset.items()
+        }
+        return cast(AnyDataset, type(dataset)(each))
+    if not isinstance(dataset, Dataset | IterableDataset):
+        raise TypeError(f"a {type(dataset).__name__} is no dataset; make it one first, e.g. Dataset.from_pandas(frame)")
+    source = without_format(dataset)
+    name = type(step).__name__
+    shards = Ledger.open(ledger, step.identity(), rows_per_shard, name)
+    with RowBar(_row_count(source, rows_per_shard, shard), name.lower()) as bar:
+        run = _Run(shards, step, source.features, retry_failed, bar)
+        works = run.missing(_ranges(source, rows_per_shard, shard))
+        results = _here(step, works) if pool is None else _on_ray(step, shards.identity, works, pool)
+        with closing(results):
+            for work, batch in results:
+                run.keep(work, batch)
+    say(run.summary())
+    return in_format_of(dataset, run.collected(dataset))
+
+
+class _Work(NamedTuple):
+    """A row range that has to be done, or those of its rows that failed before."""
+
+    start: int
+    name: str
+    table: "pa.Table"  # all rows of the range
+    rows: list[int]  # which of them to do
+    batch: Batch  # those
+
+
+def _ranges(source: Any, size: int, shard: tuple[int, int]) -> Iterator[tuple[int, "pa.Table"]]:
+    """The rows, so many at a time, each time with the number of the first."""
+    from datasets import Dataset
+
+    index, count = shard
+    arrow = source.with_format("arrow")
+    if isinstance(arrow, Dataset):
+        for start in range(index * size, len(arrow), count * size):
+            yield start, arrow[start : start + size]
+    else:
+        for number, table in enumerate(arrow.iter(batch_size=size)):
+            if number % count == index:
+                yield number * size, table
+
+
+def _row_count(source: Any, size: int, shard: tuple[int, int]) -> int:
+    """How many rows `_ranges` gives; 0 where nobody knows."""
+    from datasets import Dataset
+
+    index, count = shard
+    if not isinstance(source, Dataset):
+        return 0
+    return sum(
+        len(range(len(source))[start : start + size]) for start in range(index * size, len(source), count * size)
+    )
+
+
+@dataclass
+class _Run:
+    """One call: which shards there are so far in row order, what columns they have, and how many rows failed."""
+
+    ledger: Ledger
+    step: Step
+    features: Any  # of the source; None for a stream that does not say
+    retry: bool
+    bar: RowBar
+    names: list[str] = field(default_factory=list)
+    schema: Any = None
+    returned: set[str] = field(default_factory=set)
+    rows: int = 0
+    made: int = 0
+    failed: int = 0
+
+    def __post_init__(self) -> None:
+        self.declared = dict(self.step.adds()) if isinstance(self.step, DeclaringStep) else {}
+
+    def missing(self, ranges: Iterator[tuple[int, "pa.Table"]]) -> Iterator[_Work]:
+        """Go through all ranges in order; what has its shard is counted, the rest is work."""
+        for start, table in ranges:
+            batch = table.to_pydict()
+            name = self.ledger.name(start, table.num_rows, self._digest(table, batch))
+            self.names.append(name)
+            found = self.ledger.find(name)
+            if found is None:
+                yield _Work(start, name, table, list(range(table.num_rows)), batch)
+            elif found[0]["failed"] and self.retry:
+                rows = found[0]["failed"]
+                asked = {column: [values[row] for row in rows] for column, values in batch.items()}
+                yield _Work(start, name, table, rows, asked)
+            else:
+                self._agree(start, found[1])
+                self._count(found[0], table.num_rows)
+
+    def keep(self, work: _Work, result: Batch) -> None:
+        """Put what the step made of a range into the ledger."""
+        import pyarrow as pa
+
+        table = self._joined(work, result)
+        failed = [work.rows[row] for row in _failed(result, len(work.rows))]
+        if len(work.rows) < work.table.num_rows:  # some were done before: old and new rows, each in its place
+            old = self.ledger.read(work.name)
+            places = list(range(old.num_rows))
+            for new, row in enumerate(work.rows):
+                places[row] = old.num_rows + new
+            table = pa.concat_tables([old, table], promote_options="permissive").take(places)
+        about = {"failed": failed, "returned": sorted(result)}
+        self._agree(work.start, table.schema)
+        self.ledger.write(work.name, table, about)
+        self.made += 1
+        self._count(about, table.num_rows, _tokens(result))
+
+    def summary(self) -> str:
+        """One line for people."""
+        text = f"{self.rows:,} rows in {len(self.names):,} shards, {self.made:,} of them made now; {self.failed:,} rows failed"
+        return text + ("; retry_failed=True asks for those alone" if self.failed else "")
+
+    def collected(self, dataset: Any) -> Any:
+        """The rows of all shards, in order."""
+        from datasets import Dataset, Features, IterableDataset
+
+        whole = isinstance(dataset, Dataset)
+        if not self.names:
+            features = Features({**(self.features or {}), **self.declared})
+            empty = Dataset.from_dict({name: [] for name in features}, features=features, split=dataset.split)
+            return empty if whole else empty.to_iterable_dataset()
+        # What the source or the step says of a column counts; the rest is what the shards agree on.
+        said = {name: kind for name, kind in (self.features or {}).items() if name not in self.returned} | self.declared
+        features = Features(
+            {name: said.get(name, kind) for name, kind in Features.from_arrow_schema(self.schema).items()}
+        )
+        urls = [self.ledger.url(name) for name in self.names]
+        if not whole:
+            return IterableDataset.from_parquet(urls, features=features)
+        rows = Dataset.from_parquet(urls, features=features)
+        return Dataset(rows.data, info=rows.info, split=dataset.split)
+
+    def _digest(self, table: "pa.Table", batch: Batch) -> str:
+        """A hash of the rows and their types, the same however a dataset lies in memory, files or caches."""
+        kinds = self.features.to_dict() if self.features else {each.name: str(each.type) for each in table.schema}
+        return hashlib.sha256(json.dumps([kinds, batch], default=repr).encode()).hexdigest()[:16]
+
+    def _joined(self, work: _Work, result: Batch) -> "pa.Table":
+        """The rows' own columns and those of the step."""
+        import pyarrow as pa
+        from datasets import Features
+
+        for name, values in result.items():
+            if len(values) != len(work.rows):
+                raise MidbError(
+                    f"{type(self.step).__name__} returned {len(values)} rows in {name!r} for {len(work.rows)}; a batch function must "
+                    "return each row, in order"
+                )
+        kinds = Features(self.declared).arrow_schema
+        columns = dict(zip(work.table.column_names, work.table.take(work.rows).columns, strict=True))
+        for name, values in result.items():
+            try:
+                columns[name] = pa.array(values, type=kinds.field(name).type if name in self.declared else None)
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise ColumnError(
+                    f"rows {work.start:,} and on: {type(self.step).__name__} returned values in {name!r} that are not of one type "
+                    f"({error}); make them one"
+                ) from error
+        return pa.table(columns)
+
+    def _agree(self, start: int, schema: "pa.Schema") -> None:
+        """Refuse a shard that could not stand in one dataset with those before."""
+        import pyarrow as pa
+
+        try:
+            self.schema = schema if self.schema is None else pa.unify_schemas(
+                [self.schema, schema], promote_options="permissive"
+            )  # fmt: skip
+        except pa.ArrowTypeError as error:
+            raise ColumnError(
+                f"rows {start:,} and on have other types than those before ({error}); cast the dataset, or let "
+                f"{type(self.step).__name__} say its types with adds()"
+            ) from error
+
+    def _count(self, about: Mapping[str, Any], rows: int, tokens: int = 0) -> None:
+        failed = set(about["failed"])
+        self.rows += rows
+        self.failed += len(failed)
+        self.returned.update(about["returned"])
+        for row in range(rows):
+            self.bar.count(0 if row else tokens, row in failed)
+
+
+def _failed(result: Batch, rows: int) -> list[int]:
+    """Rows to which no answer came: any status says so."""
+    statuses = [values for name, values in result.items() if "status" in name]
+    return [row for row in range(rows) if any(values[row] == "failed" for values in statuses)]
+
+
+def _tokens(result: Batch) -> int:
+    """Tokens written, where the step counts them."""
+    return sum(each or 0 for name, values in result.items() if name.endswith("completion_tokens") for each in values)
+
+
+def _here(step: Step, works: Iterator[_Work]) -> Generator[tuple[_Work, Batch]]:
+    """Work in this process, one range after the other."""
+    for work in works:
+        yield work, step(work.batch)
+
+
+class _Worker:
+    """What an actor runs: the step as it was pickled, which builds its engine at the first batch and keeps it."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+
+    def identity(self) -> str:
+        return self.step.identity()
+
+    def run(self, batch: Batch) -> Batch:
+        return self.step(batch)
+
+
+def _on_ray(step: Step, identity: str, works: Iterator[_Work], workers: Workers) -> Generator[tuple[_Work, Batch]]:
+    """Work on Ray actors, in the order of finishing.
+
+    Plain actors and not Ray Data, which wants all rows in its object store before it begins (so no stream), keeps the
+    tasks of a lost actor until there is room for it again, and ends the run at the first exception of one actor. Here an
+    actor holds one range at a time and gets its first when it stands, so that a node that never comes back holds nothing
+    up; a range goes back to the others when its actor is lost, and an actor whose engine gave up is replaced.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    tasks: dict[Any, tuple[Any, _Work | None]] = {}  # what each actor is doing; without work, it is starting
+    idle: list[Any] = []
+    again: deque[_Work] = deque()  # ranges whose actor was lost
+    losses: Counter[int | None] = Counter()  # by first row; None counts actors that were lost before they stood
+    finished: tuple[_Work, Batch] | None = None
+    error: BaseException | None = None
+
+    begun = _connect()
+    try:
+        needs = {"CPU": workers.cpus, "GPU": workers.gpus}
+        _check_room(ray.nodes(), needs, workers)
+        remote: Any = ray.remote(_Worker).options(num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=0)
+
+        def start() -> None:
+            worker = remote.remote(step)
+            tasks[worker.identity.remote()] = worker, None
+
+        for _ in range(workers.count):
+            start()
+        while True:
+            while idle and error is None:
+                try:
+                    work = again.popleft() if again else next(works, None)
+                except Exception as failure:  # the rows cannot be read any further
+                    error = failure
+                    break
+                if work is None:
+                    break
+                worker = idle.pop()
+                tasks[worker.run.remote(work.batch)] = worker, work
+            if finished is not None:  # only now, so that no actor waits for the disk
+                yield finished
+                finished = None
+            running = any(work is not None for _, work in tasks.values())
+            if not running and (idle or error is not None):
+                break
+            done, _ = ray.wait(list(tasks), timeout=None if running else PATIENCE)
+            if not done:
+                raise MidbError(
+                    f"no worker has started in {PATIENCE} s: each needs {_amount(needs)}, and the cluster has "
+                    f"{_amount(ray.cluster_resources())}, where others may be at work; make room and run again: what was "
+                    "finished is in the ledger"
+                )
+            worker, work = tasks.pop(done[0])
+            try:
+                result = ray.get(done[0])
+            except RayError as failure:
+                cause = failure.cause if isinstance(failure, RayTaskError) else None
+                if cause is not None and not isinstance(cause, GenerationError):  # the caller's mistake
+                    cause.__cause__ = failure
+                    error = cause
+                    idle.append(worker)
+                    continue
+                ray.kill(worker)
+                where = None if work is None else work.start
+                losses[where] += 1
+                if losses[where] < (TRIES if work else TRIES * workers.count):
+                    if work:
+                        again.append(work)
+                    start()
+                    continue
+                said = str(failure).strip().splitlines()
+                error = cause or MidbError(
+                    f"{TRIES} workers in turn were lost over rows {work.start:,} and on: {said[0]}; if memory ran out, give a smaller "
+                    "rows_per_shard, or more of a machine to each worker"
+                    if work
+                    else f"no worker can start: {said[-1]}; put the same packages and modules on all machines"
+                )
+                error.__cause__ = failure
+                continue
+            idle.append(worker)
+            if work is not None:
+                finished = work, result
+            elif result == identity:
+                losses[None] = 0
+            else:
+                error = MidbError(
+                    f"a worker has the identity {result} and this process {identity}: its machine holds another midb, model or "
+                    "adapter; install the same on all"
+                )
+        if error is not None:  # what was in flight beside it has been kept
+            raise error
+    finally:
+        for worker in [*idle, *(worker for worker, _ in tasks.values())]:
+            ray.kill(worker)
+        if begun:
+            ray.shutdown()
+
+
+def _connect() -> bool:
+    """Use the Ray that was initialized, the cluster that RAY_ADDRESS names, or a new one here; say whether to end it."""
+    import socket
+    from urllib.parse import urlsplit
+
+    import ray
+
+    if ray.is_initialized():
+        return False
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        # Not Ray's own search: it goes by a file that a killed cluster leaves behind, and then waits for it for minutes.
+        ray.init(address="local")
+        return True
+    if address != "auto":
+        place = urlsplit(address if "://" in address else f"//{address}")
+        try:
+            socket.create_connection((place.hostname or "", place.port or 6379), timeout=30).close()
+        except OSError as error:
+            raise MidbError(
+                f"no Ray answers at RAY_ADDRESS={address} ({error}); begin it with `ray start --head`, or unset RAY_ADDRESS to work "
+                "on this machine alone"
+            ) from error
+    ray.init(address=address)
+    return True
+
+
+def _check_room(nodes: list[dict[str, Any]], needs: Mapping[str, float], workers: Workers) -> None:
+    """Refuse at once what would wait forever. A worker stands on one node."""
+    has = [node["Resources"] for node in nodes if node["Alive"]]
+    room = sum(min(int(node.get(kind, 0) / need + 1e-9) for kind, need in needs.items() if need) for node in has)
+    if room < workers.count:
+        raise MidbError(
+            f"{workers.count} workers of {_amount(needs)} each do not fit: the cluster has room for {room} ("
+            f"{'; '.join(map(_amount, has))}, a node each); start more nodes, name the cluster in RAY_ADDRESS, or ask for less with Workers(count, gpus=, cpus=)"
+        )
+
+
+def _amount(resources: Mapping[str, float]) -> str:
+    return " and ".join(f"{resources.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))

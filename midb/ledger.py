@@ -1,0 +1,149 @@
+"""A folder in which finished row ranges lie as Parquet shards: local, shared, or an object store.
+
+Knows files and names, not what made the rows. Any number of processes may use one folder: a shard is there whole or not
+at all, says itself what it holds, and what belongs to another configuration or to other rows has another name.
+"""
+
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from midb.errors import MidbError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = 1
+# Where one PUT puts an object whole or not at all. Anywhere else a shard is written beside its place and renamed.
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "hf", "memory"}
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The shards of one configuration; `Ledger.open` makes it.
+
+    Beside the shards lies `IDENTITY.json`: for people, and for the one thing that must not change between runs.
+
+    Args:
+        files: An fsspec file system.
+        folder: A path in it.
+        identity: The hash of whatever makes the rows what they are.
+    """
+
+    files: Any
+    folder: str
+    identity: str
+
+    @classmethod
+    def open(cls, place: str | Path, identity: str, rows_per_shard: int, maker: str) -> "Ledger":
+        """Make the folder when missing; every way in which it is unusable shows here, before anything is paid for.
+
+        Args:
+            place: A folder, or a URL that fsspec knows; keys come from the environment.
+            identity: As above.
+            rows_per_shard: Shards of another size would not be found.
+            maker: What makes the rows, for people.
+
+        Raises:
+            MidbError: The place cannot be made or written.
+            ValueError: It was begun with another `rows_per_shard`.
+        """
+        import fsspec  # type: ignore[import-untyped]
+
+        with _explained(place):
+            files, folder = fsspec.url_to_fs(str(place))
+            ledger = cls(files, folder.rstrip("/"), identity)
+            files.makedirs(ledger.folder, exist_ok=True)
+            try:
+                begun = json.loads(files.cat_file(ledger._path(f"{identity}.json")))
+            except FileNotFoundError:
+                begun = {"format": FORMAT, "midb": version("midb"), "maker": maker, "rows_per_shard": rows_per_shard}
+                ledger._put(f"{identity}.json", json.dumps(begun).encode())
+        if (begun["format"], begun["rows_per_shard"]) != (FORMAT, rows_per_shard):
+            raise ValueError(
+                f"the ledger {place} was begun with shards of {begun['rows_per_shard']:,} rows in format {begun['format']}, and "
+                f"rows_per_shard={rows_per_shard:,} in format {FORMAT} would find none of them; use the same, or another folder"
+            )
+        return ledger
+
+    def name(self, start: int, rows: int, digest: str) -> str:
+        """What the shard of a range is called: names sort in row order."""
+        return f"{start:012}-{start + rows:012}.{self.identity}.{digest}.parquet"
+
+    def find(self, name: str) -> tuple[dict[str, Any], "pa.Schema"] | None:
+        """What a shard says of itself, and its columns; None where it is not there, or was cut off by another hand."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with self.files.open(self._path(name), "rb") as file:
+                schema = pq.read_schema(file)
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return None
+        return json.loads(schema.metadata[b"midb"]), schema.remove_metadata()
+
+    def read(self, name: str) -> "pa.Table":
+        """The rows of a shard."""
+        import pyarrow.parquet as pq
+
+        return pq.read_table(io.BytesIO(self.files.cat_file(self._path(name)))).replace_schema_metadata()
+
+    def write(self, name: str, table: "pa.Table", about: Mapping[str, Any]) -> None:
+        """Put a shard, and what it says of itself, into its place; one of the same name gives way.
+
+        Raises:
+            MidbError: The place cannot be written.
+        """
+        import pyarrow.parquet as pq
+
+        says = {"format": FORMAT, "midb": version("midb"), **about}
+        content = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata({"midb": json.dumps(says)}), content, compression="zstd")
+        with _explained(self.folder):
+            self._put(name, content.getvalue())
+
+    def url(self, name: str) -> str:
+        """Where a shard lies, for `datasets`, which takes a path for a pattern."""
+        import glob
+
+        return str(self.files.unstrip_protocol(glob.escape(self._path(name))))
+
+    def _put(self, name: str, content: bytes) -> None:
+        """In one atomic step: nobody ever sees half a file, whatever dies, and of two writers one wins whole."""
+        protocols = {self.files.protocol} if isinstance(self.files.protocol, str) else set(self.files.protocol)
+        if protocols & OBJECT_STORES:
+            self.files.pipe_file(self._path(name), content)
+            return
+        draft, local = self._path(f".{name}.{uuid4().hex}"), "file" in protocols
+        try:
+            with self.files.open(draft, "wb") as file:
+                file.write(content)
+                if local:  # else a power cut may keep the name and lose the rows
+                    file.flush()
+                    os.fsync(file.fileno())
+            (os.replace if local else self.files.mv)(draft, self._path(name))
+        except BaseException:
+            if self.files.exists(draft):
+                self.files.rm_file(draft)
+            raise
+
+    def _path(self, name: str) -> str:
+        return f"{self.folder}/{name}"
+
+
+@contextmanager
+def _explained(place: object) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MidbError(
+            f"the ledger {place} cannot be used: {type(error).__name__}: {error}; give a folder or URL that has space and can be "
+            "written; finished shards stay, and the same call goes on from them"
+        ) from error
