@@ -300,7 +300,7 @@ def judge(
     ] = False,
     labels: Annotated[
         Literal["published", "random"],
-        typer.Option(help="'random' gives each call verdict words that no answer can plant."),
+        typer.Option(help="'random' gives each call verdict words that no answer can know."),
     ] = "published",
     controls: Annotated[int, typer.Option(min=0, help="Comparisons of each kind whose outcome is known.")] = 8,
     price: Annotated[
@@ -356,9 +356,12 @@ def judge(
         summarize(verdicts, names=(Path(source_a).stem, Path(source_b).stem if source_b else "raw"), price=asker.price)
     )
     _console().print(f"verdicts written to {plain(out)}; the whole report: midb report {plain(out)}")
-    lost = sum(status in ("failed", "not_run") for name in ("status_ab", "status_ba") for status in verdicts[name])
-    if lost:
-        _stop(f"{lost:,} calls failed or were not run; the same command asks for those alone", 3)
+    not_run = sum(status == "not_run" for status in verdicts["status_ab"])
+    failed = sum(map(bool, verdicts["error"]))
+    if failed or not_run:
+        _stop(
+            f"{failed:,} rows failed and {not_run:,} were not run; the same command asks for what is missing alone", 3
+        )
 
 
 @app.command()
@@ -381,6 +384,9 @@ def report(
         raise typer.BadParameter(f"--names {names!r} is not two names; write boosted,raw")
     if out is not None and out.suffix not in (".md", ".json"):
         raise typer.BadParameter(f"--out {out}: a report is a .md or .json file")
+    for path in filter(None, (out, plot)):
+        if not path.parent.is_dir():
+            raise typer.BadParameter(f"there is no folder {path.parent}; make it first")
     rows = _only_split(read_dataset(verdicts, config, split))
     made = summarize(rows, by=tuple(by.split(",")), names=(sides[0], sides[1]), price=_price(price))
     text = (

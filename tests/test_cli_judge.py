@@ -45,7 +45,7 @@ def test_a_dry_run_prints_every_call_and_sends_none(server, tmp_path):  # noqa: 
 def test_a_spent_budget_is_said_by_the_exit_code_and_the_same_command_goes_on(server, tmp_path):  # noqa: F811
     out, said = run(server, tmp_path, "--controls", 0, "--price", "1,1", "--max-cost", "0.0000001")
     assert said.exit_code == 3
-    assert "10 calls failed or were not run" in said.output
+    assert "0 rows failed and 5 were not run" in said.output
     assert {row["status_ab"] for row in read(out)} == {"not_run"}
     assert run(server, tmp_path, "--controls", 0)[1].exit_code == 0
     assert {row["status_ab"] for row in read(out)} == {"ok"}

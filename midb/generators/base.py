@@ -40,6 +40,7 @@ class Sampling:
             raise ValueError(f"{self} cannot be sampled; use temperature >= 0, 0 < top_p <= 1 and max_tokens >= 1")
 
 
+@runtime_checkable
 class Generator(Protocol):
     """Anything that answers chats. `name` is for provenance columns, `identity()` for memory."""
 

@@ -11,6 +11,7 @@ from midb.generators import Completion, Generator, Sampling
 from midb.generators.base import stream
 from midb.judging.prompts import FOLLOW_UP, relabel
 from midb.judging.verdict import Parsed, Verdict, parse_verdict, preference, unswap
+from midb.prompts import escape
 from midb.schema import Message
 
 ASKED_AGAIN = {"missing", "invalid", "ambiguous"}  # in the same conversation: a question, not another roll of the dice
@@ -62,8 +63,8 @@ class Asker:
     logprobs: bool
     price: tuple[float, float] | None = None
     max_cost: float | None = None
+    parity: bool = False
     spent: float = 0.0
-    longest: int = 0  # completion tokens of the longest answer so far
 
     def ask(
         self, calls: Sequence[Call], finished: Callable[[int | None, bool], None] = lambda tokens, failed: None
@@ -87,9 +88,6 @@ class Asker:
         while stop := self._affords(calls, start):
             self._ask_now(calls, range(start, stop), replies, count)
             self.spent += sum(reply.cost for reply in replies[start:stop])
-            self.longest = max(
-                [self.longest, *(each.completion_tokens or len(each.text) for each in replies[start:stop])]
-            )
             start = stop
         for place in range(start, len(calls)):
             count(place)
@@ -98,17 +96,20 @@ class Asker:
     def _affords(self, calls: Sequence[Call], start: int) -> int:
         """Up to which call, whole comparisons only, the budget lasts for certain; 0 where it does not reach the next.
 
-        Each as if it were asked twice, the second time with twice the room, and its tokens were underestimated: what is
-        asked in truth is less, and the next look goes further.
+        Each as if its answer were as long as it may be, and its follow-up too: what is asked in truth costs less, and the
+        next look goes further. So the last of a budget is spent in ever smaller steps.
         """
         if start == len(calls):
             return 0
         if self.max_cost is None or self.price is None:
             return len(calls)
-        longest = self.longest or self.sampling.max_tokens
         left, stop = (self.max_cost - self.spent) * 1e6, start
+        room = self.sampling.max_tokens
         for call in calls[start:]:
-            left -= 2.6 * count_tokens(call.messages) * self.price[0] + 3 * longest * self.price[1]
+            asked, said = _most_tokens(call.messages), room
+            if self.follow_up:
+                asked, said = 2 * asked + room + 100, said + max(FOLLOW_UP_TOKENS, 2 * room)
+            left -= asked * self.price[0] + said * self.price[1]
             if left < 0:
                 break
             stop += 1
@@ -127,12 +128,25 @@ class Asker:
             return
         again: dict[Sampling, list[tuple[int, list[Message]]]] = {}
         for place in places:
-            if question := _again(replies[place], calls[place], sampling):
+            if question := self._again(replies[place], calls[place], sampling):
                 again.setdefault(question[0], []).append((place, question[1]))
         for how, asked in again.items():
             for at, completion in stream(self.generator, [messages for _, messages in asked], how):
                 place = asked[at][0]
                 self._read_again(replies[place], calls[place], completion)
+
+    def _again(self, reply: Reply, call: Call, sampling: Sampling) -> tuple[Sampling, list[Message]] | None:
+        """The one follow-up that this reply deserves."""
+        if reply.status in ASKED_AGAIN:
+            said = reply.text if self.parity else escape(reply.text)
+            answer: Message = {"role": "assistant", "content": said}
+            question: Message = {"role": "user", "content": relabel(FOLLOW_UP, call.labels)}
+            return replace(sampling, max_tokens=FOLLOW_UP_TOKENS), [*call.messages, answer, question]
+        if reply.status == "truncated":
+            return replace(sampling, max_tokens=2 * sampling.max_tokens), call.messages
+        if reply.status == "empty":
+            return replace(sampling, index=sampling.index + 1), call.messages
+        return None
 
     def _read(self, reply: Reply, call: Call, completion: Completion) -> None:
         self._count(reply, call.messages, completion)
@@ -177,19 +191,6 @@ class Asker:
             reply.cost += (asked * self.price[0] + said * self.price[1]) / 1e6
 
 
-def _again(reply: Reply, call: Call, sampling: Sampling) -> tuple[Sampling, list[Message]] | None:
-    """The one follow-up that this reply deserves."""
-    if reply.status in ASKED_AGAIN:
-        answer: Message = {"role": "assistant", "content": reply.text}
-        question: Message = {"role": "user", "content": relabel(FOLLOW_UP, call.labels)}
-        return replace(sampling, max_tokens=FOLLOW_UP_TOKENS), [*call.messages, answer, question]
-    if reply.status == "truncated":
-        return replace(sampling, max_tokens=2 * sampling.max_tokens), call.messages
-    if reply.status == "empty":
-        return replace(sampling, index=sampling.index + 1), call.messages
-    return None
-
-
 def count_tokens(messages: Sequence[Message]) -> int:
     """About how many tokens: a quarter of the ASCII characters, 0.6 a character of anything else, 4 a message."""
     total = 0.0
@@ -198,3 +199,8 @@ def count_tokens(messages: Sequence[Message]) -> int:
         plain = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
         total += 4 + plain / 4 + 0.6 * (len(text) - plain)
     return int(total) + 1
+
+
+def _most_tokens(messages: Sequence[Message]) -> int:
+    """More tokens than any tokenizer makes of it: one a byte, and what a chat template adds."""
+    return sum(len(message["content"].encode("utf-8", "replace")) + 64 for message in messages)

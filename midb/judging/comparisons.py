@@ -3,6 +3,7 @@
 Knows the shapes in which questions and answers come; not what a judge is told or says.
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +22,7 @@ Missing = Literal["keep", "error", "forfeit"]
 QUESTIONS = ("turns", "instruction", "question", "prompt")  # where a question may stand, the first that is there
 _ANSWERS = ("answers", "answer", "response", "output", "completion")
 _CATEGORIES = ("category", "subset")
+COLUMNS = ("id", "language", "category", "turn", "mode", "question", "answer_a", "answer_b", "reference")
 _READ_ROWS = 1_000
 
 
@@ -74,6 +76,8 @@ def as_comparisons(
             f"{len(lonely)} rows have no partner, the first is {_name(lonely[0], a, b)}; leave them out, or choose missing='keep'"
         )
     mode = _settled(mode, a, b, matched)
+    if mode == "answers":
+        _warn_of_many_turns(a)
     join = _Join(a, b, mode, forfeit=missing == "forfeit")
     return _built(join, matched)
 
@@ -132,7 +136,7 @@ class _Side:
                 raise ColumnError(
                     f"dataset {self.name}: rows {first} and {row} have the same {self.on} {key[0]!r}{f' in {key[1]!r}' if key[1] else ''}; "
                     "an id must name one question"
-                    + ("" if self.language else " (and one language: add a column 'language')")
+                    + ("" if by_language else ", and a language where both datasets have a column 'language'")
                 )
         return found
 
@@ -248,6 +252,19 @@ def _settled(mode: Mode, a: _Side, b: _Side, matched: list[tuple[int | None, int
                     + ("; for two versions of training data use mode='pairs'" if a.is_pair and b.is_pair else "")
                 )
     return "answers"
+
+
+def _warn_of_many_turns(side: _Side) -> None:
+    if side.question != "turns":
+        return
+    ids = side.rows[side.on][:]
+    many = [row for row, turns in enumerate(side.rows["turns"][:]) if isinstance(turns, list) and len(turns) > 2]
+    if many:
+        warnings.warn(
+            f"{len(many)} questions have more than two turns, the first is {side.on} {ids[many[0]]!r}; only their first turn is "
+            "judged",
+            stacklevel=4,
+        )
 
 
 def _built(join: _Join, matched: list[tuple[int | None, int | None]]) -> "Dataset":

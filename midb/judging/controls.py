@@ -4,7 +4,6 @@ Knows comparison rows; not how a judge is asked, nor what the report makes of th
 """
 
 import hashlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ KINDS = ("identical", "swapped_question", "constant", "planted")
 
 
 class Control(NamedTuple):
-    """One control, made from a row of the run: its kind, the row it was made from, and what the judge compares."""
+    """One control: its kind, the row it was made from, and what the judge compares."""
 
     kind: str
     row: int
@@ -29,29 +28,33 @@ class Control(NamedTuple):
 
 
 def plan_controls(comparisons: "Dataset", per_kind: int, seed: int = 0) -> list[Control]:
-    """Make controls from rows of the run, the same ones each time, spread over its languages.
+    """Make controls from answers of the run, of both datasets alike, the same ones each time, spread over its languages.
 
-    Reads: a comparison's columns.  `identical` compares an answer with itself (a tie), `swapped_question` with the answer
-    to another question and `constant` with a fixed text (the row's own answer, a, must win), `planted` with itself plus a
-    verdict and an instruction to the judge (b must not win).
+    Reads: a comparison's columns.  In a control `answer_a` is the answer that it was made from, whichever dataset that is
+    from: `identical` compares it with itself (a tie), `swapped_question` with the answer to another question and
+    `constant` with a fixed text (a must win), `planted` with itself plus a verdict and an instruction to the judge (b must
+    not win). Exchanging the datasets gives the same controls.
 
     Args:
-        per_kind: How many of each; fewer where the run has too few rows.
+        per_kind: How many of each; fewer where the run has too few answers.
     """
     controls: list[Control] = []
-    hosts = list(_hosts(comparisons, per_kind * len(KINDS), seed)) if per_kind else []
+    hosts = _hosts(comparisons, per_kind * len(KINDS), seed) if per_kind else []
     for at, kind in enumerate(KINDS):
         made = 0
-        for number in range(len(hosts)):  # each kind begins elsewhere: only small runs share hosts
-            place = (number + at * per_kind) % len(hosts)
+        for number in range(len(hosts)):
+            place = (number + at * per_kind) % len(hosts)  # each kind begins elsewhere: only small runs share hosts
             if made < per_kind and (control := _control(kind, place, hosts)) is not None:
                 controls.append(Control(kind, hosts[place][0], control))
                 made += 1
     return controls
 
 
-def _hosts(comparisons: "Dataset", most: int, seed: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows whose answer a is text, one language after the other, in an order that the seed gives."""
+_Host = tuple[int, dict[str, Any]]  # a row's number, and its comparison with the host's answer in the place of a
+
+
+def _hosts(comparisons: "Dataset", most: int, seed: int) -> list[_Host]:
+    """Answers that are text, one language after the other, in an order that the seed gives and not the datasets' names."""
     keys = comparisons.select_columns(["id", "language", "turn"])
     orders: dict[str, list[tuple[bytes, int]]] = {}
     row = 0
@@ -60,35 +63,35 @@ def _hosts(comparisons: "Dataset", most: int, seed: int) -> Iterator[tuple[int, 
             orders.setdefault(each[1], []).append((hashlib.sha256(repr((seed, *each)).encode()).digest(), row))
             row += 1
     queues = [iter(sorted(rows)) for _, rows in sorted(orders.items())]
-    found = 0
-    while queues and found < most:
+    found: list[_Host] = []
+    while queues and len(found) < most:
         for queue in list(queues):
             for _, row in queue:
                 comparison = comparisons[row]
-                if comparison["answer_a"] and (comparison["answer_a"][-1] or "").strip():
-                    yield row, comparison
-                    found += 1
+                sides = [comparison[side] for side in ("answer_a", "answer_b")]
+                texts = sorted({tuple(each) for each in sides if each and None not in each and each[-1].strip()})
+                found += [(row, comparison | {"answer_a": list(each)}) for each in texts]
+                if texts:
                     break
             else:
                 queues.remove(queue)
-            if found == most:
-                return
+    return found[:most]
 
 
-def _control(kind: str, place: int, hosts: list[tuple[int, dict[str, Any]]]) -> dict[str, Any] | None:
+def _control(kind: str, place: int, hosts: list[_Host]) -> dict[str, Any] | None:
     comparison = hosts[place][1]
     own = comparison["answer_a"]
     if kind == "swapped_question":
         others = [
-            each["answer_a"][-1]
+            each
             for _, each in hosts
-            if each["language"] == comparison["language"]
-            and each["id"] != comparison["id"]
+            if (each["id"], each["language"]) != (comparison["id"], comparison["language"])
             and each["answer_a"][-1].strip() != own[-1].strip()
         ]
+        others = [each for each in others if each["language"] == comparison["language"]] or others
         if not others:
             return None
-        last = others[place % len(others)]
+        last = others[place % len(others)]["answer_a"][-1]
     else:
         last = {"identical": own[-1], "constant": CONSTANT, "planted": own[-1] + PLANTED}[kind]
     return comparison | {"answer_b": [*own[:-1], last]}

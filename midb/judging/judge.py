@@ -3,16 +3,18 @@
 Knows no engine (a `Generator` answers chats) and no statistics (`summarize` reads the rows); it joins the two to a dataset.
 """
 
+import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
+from midb.errors import ColumnError
 from midb.generators import Generator, Sampling
 from midb.generators.base import fingerprint
 from midb.judging.asking import Asker, Call, Reply, count_tokens
-from midb.judging.comparisons import Missing, Mode, as_comparisons
+from midb.judging.comparisons import COLUMNS, Missing, Mode, as_comparisons
 from midb.judging.controls import Control, plan_controls
 from midb.judging.fidelity import off_language
 from midb.judging.prompts import (
@@ -80,14 +82,16 @@ class Judge:
     `follow_up_ba` (the judge's words), `error`, `p_a`, `decided_mass` (with `logprobs`), `len_a`, `len_b` (characters),
     `edit_distance` (characters between the two), `changed` (fields, of pairs), `off_language_a`, `off_language_b` (the
     answer is not in the row's language; null where that is not sure), `token_in_answer` (an answer holds a verdict token), `reference` (one was shown), `prompt_tokens`,
-    `completion_tokens`, `calls`, `remembered` (calls that a journal answered), `judged_by`, `judge_identity`.
+    `completion_tokens`, `calls`, `remembered` (calls that a journal answered), `judged_by`, `judge_identity`,
+    `judge_settings` (JSON).
 
     Args:
         generator: Who judges; in a `Journal`, so that a rerun asks only what is missing.
         prompts: What the judge is told; the first form is the published one.
         sampling: Greedy, and room for an explanation. The generator's own sampling is not used.
         swap: Ask in both orders. One order alone carries the judge's taste for a place.
-        labels: `random` gives every call its own verdict words, which no answer can plant; `published` is 1, 2 and 0.
+        labels: `random` gives every call its own verdict words, drawn from all that it shows, so that no answer can know
+            them beforehand; `published` is 1, 2 and 0.
         strict: Take only the digits as verdicts, and not also A, B, C, Tie or A>B.
         follow_up: Ask once more where a reply holds no verdict or was cut off.
         identical: Equal answers are a `tie` without a call, or go to the judge.
@@ -95,7 +99,8 @@ class Judge:
         name_language: Add the line that an answer should be in the question's language.
         logprobs: Ask for the probabilities of the verdict token, where the server gives them.
         system_role: False puts the system text into the user's turn.
-        parity: Text unescaped, no reference answers, no added line: the published prompt as it is.
+        parity: Text unescaped, no reference answers, no added line, no follow-up: the published prompt as it is. Second turns
+            and training pairs, for which none is published, keep our form.
         check_language: Look whether each answer is in its row's language; costs no call.
         controls: Comparisons of each kind with a known outcome, asked in every run; 0 for none.
         price: Money per million prompt and completion tokens, for `estimate` and `max_cost`.
@@ -123,6 +128,10 @@ class Judge:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.generator, Generator):
+            raise TypeError(
+                f"generator={self.generator!r:.60} is no generator; give one, e.g. OpenAIGenerator('my-model')"
+            )
         choices = {"labels": ("published", "random"), "identical": ("tie", "judge"), "empty": ("forfeit", "judge")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -171,8 +180,9 @@ class Judge:
 
         Args:
             max_cost: Stop before more than this is spent, in the currency of `price`; what was judged is kept and the
-                rest are `not_run` rows. What a journal remembers costs nothing. Without a count of tokens from the
-                engine, the rule of thumb of `estimate` counts.
+                rest are `not_run` rows. Held for certain, since every call is reckoned as long as `sampling` allows: so
+                lower `max_tokens` where judges are brief. What a journal remembers costs nothing. Without a count of
+                tokens from the engine, the rule of thumb of `estimate` counts.
 
         Raises:
             ColumnError: The datasets cannot be joined; nothing was asked.
@@ -182,6 +192,8 @@ class Judge:
             raise ValueError(
                 "max_cost needs a price; give Judge(price=(per million prompt, per million completion tokens))"
             )
+        if max_cost is not None and not max_cost >= 0:
+            raise ValueError(f"max_cost={max_cost} is no amount; give 0 or more, in the currency of price")
         comparisons = as_comparisons(dataset_a, dataset_b, on=on, mode=mode, missing=missing)
         asker = self._asker(max_cost)
         plan = plan_controls(comparisons, self.controls, self.seed)
@@ -238,12 +250,21 @@ class Judge:
             yield call.messages
 
     def __call__(self, batch: Batch) -> Batch:
-        """Judge one batch of comparisons."""
+        """Judge one batch of comparisons.
+
+        Raises:
+            ColumnError: The batch is not of comparison rows.
+        """
+        if missing := [name for name in COLUMNS if name not in batch]:
+            raise ColumnError(
+                f"the batch lacks {missing}; join two datasets first: midb.judging.as_comparisons(ds_a, ds_b)"
+            )
         return self._judged(batch, self._asker(None), lambda tokens, failed: None)
 
     def _asker(self, max_cost: float | None) -> Asker:
         return Asker(
-            self.generator, self.sampling, 2 if self.swap else 1, self.strict, self.follow_up, self.logprobs, self.price, max_cost
+            self.generator, self.sampling, 2 if self.swap else 1, self.strict, self.follow_up and not self.parity, self.logprobs,
+            self.price, max_cost, self.parity,
         )  # fmt: skip
 
     def _calls_of(self, comparisons: "Dataset", statuses: dict[str, int]) -> Iterator[Call]:
@@ -270,13 +291,14 @@ class Judge:
         statuses = [self._status_without_call(row) for row in rows]
         calls = [call for row, status in zip(rows, statuses, strict=True) if not status for call in self._calls(row)]
         replies = self._by_row(asker.ask(calls, finished))
-        verdicts, identity, names = [], self.identity(), list(_features())
+        verdicts, names = [], list(_features())
+        by = {"judged_by": self.generator.name, "judge_identity": self.identity(), "judge_settings": self._settings()}
         for row, status in zip(rows, statuses, strict=True):
             if status:
                 finished(0, False)
-                verdicts.append(self._verdict(row, *_without_call(row, status), identity))
+                verdicts.append(self._verdict(row, *_without_call(row, status)) | by)
             else:
-                verdicts.append(self._verdict(row, *next(replies), identity))
+                verdicts.append(self._verdict(row, *next(replies)) | by)
         return {name: [verdict[name] for verdict in verdicts] for name in names if name != "controls"}
 
     def _by_row(self, replies: Iterable[Reply]) -> Iterator[tuple[Reply, Reply]]:
@@ -314,7 +336,7 @@ class Judge:
                     values |= {f"answer_{place}_{turn}": text for turn, text in enumerate(texts, 1)}
             labels = None
             if self.labels == "random":
-                labels = random_labels(self.seed, row["id"], row["language"], row["turn"], swapped)
+                labels = random_labels(self.seed, *values.values())
             messages = render(template, values, labels=labels, language=language, system_role=self.system_role)
             yield Call(messages, labels, swapped)
 
@@ -335,7 +357,7 @@ class Judge:
     def _guarded(self, text: str, template: Template) -> str:
         return text if self.parity else guard(text, template)
 
-    def _verdict(self, row: dict[str, Any], ab: Reply, ba: Reply, identity: str) -> dict[str, Any]:
+    def _verdict(self, row: dict[str, Any], ab: Reply, ba: Reply) -> dict[str, Any]:
         """What one row becomes."""
         from rapidfuzz.distance import Levenshtein
 
@@ -366,8 +388,25 @@ class Judge:
             "prompt_tokens": sum(each or 0 for each in tokens[0]) if any(each is not None for each in tokens[0]) else None,
             "completion_tokens": sum(each or 0 for each in tokens[1]) if any(each is not None for each in tokens[1]) else None,
             "calls": ab.calls + ba.calls, "remembered": ab.remembered + ba.remembered,
-            "judged_by": self.generator.name, "judge_identity": identity,
         }  # fmt: skip
+
+    def _settings(self) -> str:
+        """What a report tells of the judge: everything but the prompts' text, which a hash stands for."""
+        told = (
+            "swap",
+            "labels",
+            "strict",
+            "follow_up",
+            "identical",
+            "empty",
+            "name_language",
+            "logprobs",
+            "parity",
+            "seed",
+        )
+        forms = {name: fingerprint(*getattr(self.prompts, name)) for name in sorted(self.prompts.__dataclass_fields__)}
+        settings = {name: getattr(self, name) for name in told} | {"sampling": asdict(self.sampling), "prompts": forms}
+        return json.dumps(settings, sort_keys=True)
 
     def _off_language(self, texts: list[str], language: str) -> bool | None:
         return off_language(texts[-1], language) if self.check_language and texts and language else None
@@ -389,7 +428,7 @@ def _features() -> dict[str, Any]:
         "changed": text,
         **dict.fromkeys(("off_language_a", "off_language_b", "token_in_answer", "reference"), flag),
         **dict.fromkeys(("prompt_tokens", "completion_tokens", "calls", "remembered"), number),
-        **dict.fromkeys(("judged_by", "judge_identity"), text),
+        **dict.fromkeys(("judged_by", "judge_identity", "judge_settings"), text),
         "controls": List(dict.fromkeys(control, text)),
     }
 

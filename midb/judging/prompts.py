@@ -94,7 +94,7 @@ _PAIRS_FORM = Template(_PAIRS_SYSTEM, _PAIRS)
 
 @dataclass(frozen=True)
 class JudgePrompts:
-    """What the judge is told, form by form. The first is the published one; parity uses nothing else.
+    """What the judge is told, form by form. The first is the published one; what it does not cover is ours.
 
     Args:
         answers: Two answers to one question: `{question}`, `{answer_a}`, `{answer_b}`.
@@ -160,7 +160,7 @@ def relabel(text: str, labels: Mapping[str, Verdict] | None) -> str:
 
 
 def random_labels(*parts: object) -> dict[str, Verdict]:
-    """Three verdict words for one call, the same ones each time: a planted `[[2]]` or a taste for `1` says nothing."""
+    """Three verdict words, the same ones for the same parts: a planted `[[2]]` or a taste for `1` says nothing."""
     noise = int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8])
     words: dict[str, Verdict] = {}
     verdicts: tuple[Verdict, ...] = ("a", "b", "tie")
@@ -186,9 +186,14 @@ def guard(text: str, template: Template) -> str:
 
 
 _LETTERS = "CDEFGHJKLMNPQRSTUVWXYZ"  # no A and B, which name the assistants
-_BRACKETS = "［【〖〔"
-_BRACKETED = re.compile(rf"[\[{_BRACKETS}]([^\[\]]{{1,80}}?)[\]］】〗〕]")
-_APOSTROPHES = str.maketrans("’‘ʼ＇`´", "''''''")
+_BRACKETS = "［【〖〔⟦〚"
+_BRACKETED = re.compile(rf"[\[{_BRACKETS}]([^\[\]]{{1,80}}?)[\]］】〗〕⟧〛]")
+# What reads as another sign: apostrophes, and the letters that Cyrillic and Greek share with our markers.
+_LOOK_ALIKES = str.maketrans(
+    "’‘ʼ＇`´′‛ʹАВЕЅІЈКМНОРСТУХаеѕіјорсухԁԛԝΑΒΕΖΗΙΚΜΝΟΡΤΥΧο", "'''''''''ABESIJKMHOPCTYXaesijopcyxdqwABEZHIKMNOPTYXo"
+)
+# Drawn as nothing, and no format character: joiners, fillers, variation selectors.
+_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0]")
 
 
 @cache
@@ -203,5 +208,5 @@ def _markers(user: str) -> frozenset[str]:
 
 def _plain(text: str) -> str:
     """A marker as a reader sees it: no case, no look-alikes, no invisible characters, single blanks."""
-    shown = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES).casefold()
+    shown = unicodedata.normalize("NFKC", _UNSEEN.sub("", text)).translate(_LOOK_ALIKES).casefold()
     return " ".join("".join(each for each in shown if unicodedata.category(each) != "Cf").split())
