@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from midb.errors import MidbError as MidbError
     from midb.errors import MissingExtraError as MissingExtraError
     from midb.generators.base import Sampling as Sampling
+    from midb.hub.push import push_adapter as push_adapter
+    from midb.hub.push import push_dataset as push_dataset
+    from midb.hub.push import push_eval_set as push_eval_set
+    from midb.hub.push import push_metric as push_metric
     from midb.judging.judge import Judge as Judge
     from midb.schema import as_alpaca as as_alpaca
     from midb.schema import as_edits as as_edits
@@ -38,6 +42,10 @@ _ROOMS = {
     "as_messages": "midb.schema",
     "as_pairs": "midb.schema",
     "filter_by_edit_distance": "midb.distance",
+    "push_adapter": "midb.hub.push",
+    "push_dataset": "midb.hub.push",
+    "push_eval_set": "midb.hub.push",
+    "push_metric": "midb.hub.push",
 }
 
 __all__ = list(_ROOMS)

@@ -35,7 +35,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-MARKER = re.compile(r"\[\[([a-z0-9:.,-]+)\]\]")
+MARKER = re.compile(r"\[\[(?!\d\])([a-z0-9:.,-]+)\]\]")  # one digit alone is a verdict
 AUTHORIZATION = re.compile(rb"authorization: *([^\r]*)", re.IGNORECASE)
 LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
@@ -83,7 +83,7 @@ class World:
 def chat_reply(request: dict[str, Any], text: str, fault: str) -> bytes:
     """The body of a 200 reply, as broken as `fault` wants it."""
     _, tag, pair = text.partition("<|instruction|>")  # a request to boost gets its pair back, a little longer
-    content: Any = "[[1]]" if "JUDGE" in text else f"{tag}{pair} (2026)" if tag else "REVISED: " + text[-400:]
+    content: Any = "[[1]]" if "JUDGE" in text or "[The Start of " in text else f"{tag}{pair} (2026)" if tag else "REVISED: " + text[-400:]
     parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "two "}, {"type": "text", "text": "parts"}]
     odd = {"null": None, "nothought": None, "parts": parts, "tool": 7, "surrogate": "cut \ud83d"}
     content = odd.get(fault, content)

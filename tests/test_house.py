@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from fake_openai import FakeOpenAI
+from hub_process import at_hub
+from huggingface_hub import HfApi
 from test_evaluation_sets import mt_bench
 from test_release import published
 from test_transformers import make_model
@@ -23,7 +26,7 @@ HOUSE = Path(midb.__file__).parent
 # Imports go down only; rooms on one floor never import each other.
 FLOORS = {
     "midb.errors": 0, "midb.languages": 0, "midb.schema": 0, "midb.identify": 0,
-    "midb.prompts": 1, "midb.chat": 1, "midb.guards": 1, "midb.distance": 1, "midb.progress": 1,
+    "midb.prompts": 1, "midb.chat": 1, "midb.guards": 1, "midb.distance": 1, "midb.progress": 1, "midb.ledger": 1,
     "midb.generators": 2, "midb.release": 2, "midb.files": 2, "midb.review": 2, "midb.cluster": 2,
     "midb.booster": 3, "midb.train": 3, "midb.judging": 3,
     "midb.hub": 4,
@@ -37,7 +40,8 @@ HOMES = {
     "peft": {"generators/transformers.py", "train/trainer.py"},
     "trl": {"train/trainer.py"},
     "openai": {"generators/openai.py"},
-    "matplotlib": {"train/log.py", "judging/plot.py"},
+    "matplotlib": {"train/log.py", "judging/plot.py", "hub/picture.py"},
+    "ray": {"cluster.py"},
     "scipy": {"judging/statistics.py", "judging/agreement.py", "judging/health.py"},
     "statsmodels": {"judging/statistics.py", "judging/agreement.py"},
     "sklearn": {"judging/length.py"},
@@ -96,6 +100,7 @@ def test_opening_a_door_loads_nothing_heavy(door):
 def test_the_door_holds_exactly_these_names():
     assert set(midb.__all__) == {
         "Booster", "Judge", "Sampling", "add_edit_distance", "filter_by_edit_distance", "as_pairs", "as_edits", "as_alpaca", "as_messages",
+        "push_adapter", "push_dataset", "push_eval_set", "push_metric",
         "MidbError", "ColumnError", "GenerationError", "MissingExtraError",
     }  # fmt: skip
     for name in midb.__all__:
@@ -136,8 +141,9 @@ def test_the_readme_begins_with_the_two_commands():
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make quickstart", "make test"]
 
 
-def test_every_block_of_the_readme_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@at_hub
+def test_every_block_of_the_readme_runs(tmp_path):
+    os.chdir(tmp_path)
     sample = HOUSE.parent / "examples/quickstart/sample.jsonl"
     Path("raw.jsonl").write_text(sample.read_text(encoding="utf-8"), encoding="utf-8")
     make_model(tmp_path / "my-booster")
@@ -147,12 +153,15 @@ def test_every_block_of_the_readme_runs(tmp_path, monkeypatch):
             path = Path("MIDB/data", folder, f"{name}.json")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(rows))
+    HfApi().create_repo("tester/base")
+    HfApi().upload_folder(repo_id="tester/base", folder_path="my-base-model")
     project = tomllib.loads((HOUSE.parent / "pyproject.toml").read_text())["project"]
     targets = re.findall(r"^([\w-]+):", (HOUSE.parent / "Makefile").read_text(), re.MULTILINE)
     names: dict = {}
     with FakeOpenAI() as server:
         for kind, body in BLOCKS:
             body = body.replace("http://localhost:8000/v1", server.url).replace("my-org/my-booster", "my-booster")
+            body = body.replace("my-name/", "tester/").replace("my-org/my-base", "tester/base")
             body = body.replace("num_train_epochs=3", "max_steps=2")
             if kind == "python":
                 exec(compile(body, "README.md", "exec"), names)
