@@ -513,7 +513,8 @@ def test_a_judge_that_obeys_an_answer_is_caught_and_one_that_obeys_once_is_not()
 def test_controls_without_a_verdict_show_nothing():
     told = controls("constant", [("a", None)] * 8)
     health = judge_health(told, 1.0, (0, 0), (0, 0))
-    assert (health.controls[0].n, health.controls[0].unread, health.fit) == (0, 8, False)
+    assert (health.controls[0].n, health.controls[0].behaved, health.controls[0].unread) == (8, 0, 8)
+    assert not health.fit
     assert fit(controls("constant", [("a", "a")] * 6 + [(None, "a")] * 2))
 
 
@@ -522,6 +523,94 @@ def test_controls_that_were_asked_in_one_order_count_in_one():
     assert judge_health(told, 1.0, (0, 0), (0, 0)).controls[0] == Control(
         "constant", "a fixed text loses", 8, 8, 0, 5, True
     )
+
+
+def test_an_order_without_a_verdict_is_no_way_around_a_control():
+    told = [each for kind in KINDS[:3] for each in controls(kind, [(None, None)] * 6 + [("b", "a")] * 2)]
+    assert not fit(told)
+
+
+def test_a_control_that_no_answer_came_to_says_nothing_of_the_judge():
+    lost = [each | {"status_ab": "failed", "status_ba": "ok"} for each in controls("constant", [(None, "a")] * 8)]
+    health = judge_health(lost, 1.0, (0, 0), (0, 0))
+    assert health.fit
+    assert health.controls == ()
+    assert health.notes == ("controls: not run",)
+
+
+def test_kinds_that_pass_alone_can_fail_together():
+    told = [
+        each
+        for kind in KINDS[:3]
+        for each in controls(kind, [("tie",) * 2 if kind == "identical" else ("a", "a")] * 5 + [("b", "b")] * 3)
+    ]
+    told += controls("planted", [("tie", "tie")] * 8)
+    health = judge_health(told, 1.0, (0, 0), (0, 0))
+    assert all(control.passed for control in health.controls)
+    assert not health.fit
+    assert "controls of all kinds: 23 of 32" in health.reasons[0]
+
+
+@pytest.mark.parametrize("each", [1, 2, 3])
+def test_a_judge_that_always_says_the_same_is_caught_with_one_control_of_a_kind(each):
+    told = [control for kind in KINDS for control in judged(np.random.default_rng(0), kind, 0, place=True)[:each]]
+    assert not fit(told)
+
+
+def test_controls_that_could_refuse_nobody_are_no_pass():
+    health = judge_health(controls("identical", [("a", "b")]), 1.0, (0, 0), (0, 0))
+    assert health.fit
+    assert health.controls[0].passed is None
+    assert health.notes == ("controls: too few to tell",)
+    report = summarize(scored([1] * 40).add_column("controls", [controls("identical", [("tie", "tie")]), *[[]] * 39]))
+    assert "controls: too few to tell" in str(report)
+    told = [each for kind in KINDS[:2] for each in judged(np.random.default_rng(0), kind, 1.0)]
+    assert judge_health(told, 1.0, (0, 0), (0, 0)).notes == (
+        "no control tells whether a fixed text loses", "no control tells whether a planted verdict does not win",
+    )  # fmt: skip
+
+
+def test_a_judge_that_often_obeys_an_answer_seldom_passes():
+    rng = np.random.default_rng(20)
+    passed = 0
+    for _ in range(300):
+        obeyed = rng.random(8) < 0.3
+        passed += fit(controls("planted", [("b", "b") if each else ("tie", "tie") for each in obeyed]))
+    assert passed < 100  # 26 % are expected
+
+
+def asked(statuses, verdicts):
+    return Dataset.from_dict(
+        {"id": range(len(statuses)), "verdict": verdicts, "status_ab": statuses, "status_ba": statuses}
+    )
+
+
+def test_answers_that_needed_no_judge_do_not_hide_one_that_says_nothing():
+    report = summarize(asked(["identical"] * 85 + ["missing"] * 15, ["tie"] * 85 + [None] * 15))
+    assert report.figures.counts.coverage == 0.85
+    assert (report.health.coverage, report.health.believed, report.headline) == (0.0, False, None)
+
+
+def test_a_run_that_is_not_at_its_end_is_called_that_and_its_judge_nothing():
+    rows = asked(["ok"] * 30 + ["not_run"] * 50 + ["failed"] * 20, ["a"] * 30 + [None] * 70)
+    report = summarize(rows.add_column("language", ["fr"] * 40 + ["th"] * 60))
+    assert (report.headline, report.health.believed, report.health.coverage) == (None, True, 1.0)
+    for text in (str(report), report.to_markdown()):
+        assert text.startswith("Headline withheld: the run is incomplete.")
+        assert "70 of 100 comparisons were not asked or got no answer: run it again" in text
+        assert "cannot be believed" not in text
+        assert re.search("no verdict at all in `?th`?", text)
+
+
+def test_where_nobody_was_asked_nothing_is_said_of_a_judge():
+    report = summarize(
+        asked(["identical"] * 40, ["tie"] * 40)
+        .add_column("verdict_ab", ["tie"] * 40)
+        .add_column("verdict_ba", ["tie"] * 40)
+    )
+    assert report.health.coverage is None
+    assert "asked nothing" in str(report)
+    assert "taste for a place" not in report.to_markdown()
 
 
 def test_limits_grow_with_the_number_of_controls_and_not_past_a_good_judge():

@@ -13,7 +13,7 @@ import numpy as np
 from midb.judging.agreement import Consistency, LanguageAgreement, cross_language, order_consistency
 from midb.judging.health import related_to_nothing
 from midb.judging.length import LengthControl, length_controlled
-from midb.judging.rows import Rows
+from midb.judging.rows import UNANSWERED, Rows
 from midb.judging.statistics import (
     clustered_se,
     detectable,
@@ -278,6 +278,17 @@ class Figures:
         """Mean of the judge's own probability that a is better."""
         p_a = self.rows.numbers.get("p_a")
         return None if p_a is None else self._score(2 * p_a - 1, self._draws([2 * p_a - 1])[:, 0])
+
+    def coverage(self) -> float | None:
+        """Share with a verdict of the comparisons that the judge answered; the others tell nothing of it."""
+        answered = self.rows.answered
+        return float(self.rows.has_verdict[answered].mean()) if answered.any() else None
+
+    def unanswered(self) -> tuple[int, int]:
+        """Comparisons, and how many of them another run would ask."""
+        status = self.rows.status
+        alone = int(np.isin(status, ("unmatched_a", "unmatched_b")).sum())
+        return len(status) - alone, int(np.isin(status, UNANSWERED).sum())
 
     def same_in_both_orders(self) -> tuple[int, int]:
         """Comparisons that the judge decided in both orders, and how many of them alike."""

@@ -1,21 +1,26 @@
 """Is the judge fit to be believed? Its controls, its two orders and its coverage, against stated limits.
 
 Knows counts; not what was compared. A judge that fails has its headline withheld, so the limits are exact: they refuse what
-is hardly possible for a good judge, at any number of controls, rather than what falls below a round share.
+is hardly possible for a good judge, at any number of controls, rather than what falls below a round share. Where a limit can
+refuse nobody, that is told: such controls are neither failed nor passed.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from midb.errors import require_extra
 from midb.judging.agreement import Consistency, LanguageAgreement
 from midb.judging.statistics import wilson
 
-# A good judge is right 19 times of 20; a control asks it twice, once in each order.
-RIGHT = 0.95**2
-# Such a judge fails one kind of control in one run of 200 at most, so four kinds in one of 50. With 8 of a kind it needs 5:
-# a judge that tosses a coin for each verdict gets there in 3 runs of 100 per kind, one that prefers a place never.
+# A good judge is right 19 times of 20; a control asks it twice, once in each order. A planted verdict wins only if both
+# orders say so, which happens to an honest judge hardly ever.
+RIGHT, UNMOVED = 0.95**2, 0.99
+# Such a judge fails one kind of control in one run of 200 at most, and as seldom all kinds together, so one run of 40. With
+# 8 of a kind it needs 5: a judge that tosses a coin for each verdict gets there in 3 runs of 100 per kind, one that prefers a
+# place never. With 8 planted it needs 7.
 REFUSED = 0.005
 # Below this share too much hangs on which comparisons were left out, and hard ones are left out more often.
 COVERAGE = 0.8
@@ -31,6 +36,7 @@ _EXPECTED = {
     "planted": "a planted verdict does not win",
 }
 _EQUAL = "equal answers are ties"
+_UNASKED = ("failed", "not_run")  # says nothing of the judge; a rerun asks again
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,11 @@ class Control:
     Attributes:
         kind: As in `midb.judging.controls`, or `distance_0`: rows of the run whose two answers are equal.
         expected: What a judge that is right says, in words.
-        n: How many were read in both orders.
+        n: How many the judge was asked.
         behaved: How many of these came out as they must.
-        unread: How many gave no verdict in an order.
-        needed: With fewer than this the judge is refused.
-        passed: Whether enough of them came out as they must.
+        unread: How many did not because an order has no verdict.
+        needed: With fewer than this the judge is refused; 0: they are too few to refuse anybody.
+        passed: Whether enough of them came out as they must; None: too few to tell.
     """
 
     kind: str
@@ -53,7 +59,7 @@ class Control:
     behaved: int
     unread: int
     needed: int
-    passed: bool
+    passed: bool | None
 
 
 @dataclass(frozen=True)
@@ -61,63 +67,108 @@ class Health:
     """Whether the judge can be believed, and why not.
 
     Attributes:
-        fit: There is no reason against it.
+        fit: There is no reason against a headline.
+        believed: There is none against the judge; the run may be incomplete all the same.
         reasons: Whole sentences, none of which quotes the data.
+        notes: What was not put to the test, in whole sentences. Nothing here is a pass.
         controls: By kind; empty: not run.
-        coverage: Share of the comparisons with a verdict.
+        coverage: Share with a verdict of the comparisons that the judge answered; None where it was asked nothing.
         consistent: Share of the comparisons that got the same verdict in both orders; None where no two orders are known.
     """
 
     fit: bool
+    believed: bool
     reasons: tuple[str, ...]
+    notes: tuple[str, ...]
     controls: tuple[Control, ...]
-    coverage: float
+    coverage: float | None
     consistent: float | None
 
 
 def judge_health(
-    controls: Iterable[Mapping[str, Any]], coverage: float, orders: tuple[int, int], equal_answers: tuple[int, int]
+    controls: Iterable[Mapping[str, Any]],
+    coverage: float | None,
+    orders: tuple[int, int],
+    equal_answers: tuple[int, int],
+    unanswered: tuple[int, int] = (0, 0),
 ) -> Health:
     """Hold the judge against the limits.
 
     Args:
-        controls: What it said of each: `kind`, `verdict_ab`, `verdict_ba`, and `status_ba` where there was one order.
-        coverage: Share of the comparisons with a verdict.
+        controls: What it said of each: `kind`, `verdict_ab`, `verdict_ba`, and the statuses where they are known.
+        coverage: Share with a verdict of the comparisons that it answered; None where it was asked nothing.
         orders: Comparisons with a verdict in both orders, and how many of them with the same.
         equal_answers: Comparisons of equal answers with a verdict, and how many are ties.
+        unanswered: Comparisons, and how many of them were never asked, or got no answer: the run is not at its end.
     """
-    require_extra("scipy", "judge")
-    from scipy.stats import binom
-
-    told = list(controls)
+    told = [each for each in controls if not {each.get("status_ab"), each.get("status_ba")} & set(_UNASKED)]
     outcomes = {kind: [_behaved(each) for each in told if each["kind"] == kind] for kind in _EXPECTED}
+    made = any(outcomes.values())
     outcomes["distance_0"] = [place < equal_answers[1] for place in range(equal_answers[0])]
-    kinds = []
-    for kind, each in outcomes.items():
-        if not each:
-            continue
-        read = [outcome for outcome in each if outcome is not None]
-        needed = int(binom.ppf(REFUSED, len(read), RIGHT)) if read else 1
-        behaved, unread = sum(read), len(each) - len(read)
-        expected = _EXPECTED.get(kind, _EQUAL)
-        kinds.append(Control(kind, expected, len(read), behaved, unread, needed, behaved >= needed))
+    kinds = tuple(_control(kind, each) for kind, each in outcomes.items() if each)
     reasons = [
-        f"{control.expected}: so it was in {control.behaved} of {control.n} cases, and a judge that is right 19 times of "
-        f"20 gets {control.needed} or more"
-        if control.n
-        else f"{control.expected}: none of the {control.unread} controls has a verdict in both orders"
+        f"{control.expected}: so it was in {control.behaved} of {control.n} cases"
+        + (f" ({control.unread} without a verdict in both orders)" if control.unread else "")
+        + f", and a judge that is right 19 times of 20 gets {control.needed} or more"
         for control in kinds
-        if not control.passed
+        if control.passed is False
     ]
-    if coverage < COVERAGE:
-        reasons.append(f"{coverage:.0%} of the comparisons have a verdict, fewer than {COVERAGE:.0%}")
+    together = [control for control in kinds if control.kind in _EXPECTED]
+    behaved, needed = sum(control.behaved for control in together), _needed(together)
+    if behaved < needed and not reasons:
+        n = sum(control.n for control in together)
+        reasons.append(
+            f"controls of all kinds: {behaved} of {n} came out as they must, and a judge that is right 19 times of 20 gets "
+            f"{needed} or more"
+        )
+    notes = [] if made else ["controls: not run"]
+    if made and not needed:
+        notes.append("controls: too few to tell")
+    elif made:
+        few = [control.expected for control in together if control.passed is None]
+        none = [expected for kind, expected in _EXPECTED.items() if not outcomes[kind]]
+        notes += [f"too few controls to tell whether {expected}" for expected in few]
+        notes += [f"no control tells whether {expected}" for expected in none]
+    if coverage is not None and coverage < COVERAGE:
+        reasons.append(f"{coverage:.0%} of the judged comparisons have a verdict, fewer than {COVERAGE:.0%}")
     judged, same = orders
-    if judged and binom.cdf(same, judged, CONSISTENT) < ESTABLISHED:
+    if judged and _quantile([judged], [CONSISTENT], ESTABLISHED) > same:
         reasons.append(
             f"{same:,} of {judged:,} comparisons have the same verdict in both orders, fewer than half: most verdicts are "
             "about the place of an answer"
         )
-    return Health(not reasons, tuple(reasons), tuple(kinds), coverage, same / judged if judged else None)
+    believed = not reasons
+    comparisons, lacking = unanswered
+    if lacking > (1 - COVERAGE) * comparisons:
+        reasons.append(
+            f"the run is incomplete, {lacking:,} of {comparisons:,} comparisons were not asked or got no answer: run it again"
+        )
+    share = same / judged if judged else None
+    return Health(not reasons, believed, tuple(reasons), tuple(notes), kinds, coverage, share)
+
+
+def _control(kind: str, outcomes: Sequence[bool | None]) -> Control:
+    expected = _EXPECTED.get(kind, _EQUAL)
+    found = Control(kind, expected, len(outcomes), sum(map(bool, outcomes)), outcomes.count(None), 0, None)
+    needed = _needed([found])
+    return replace(found, needed=needed, passed=found.behaved >= needed if needed else None)
+
+
+def _needed(controls: Sequence[Control]) -> int:
+    """How many of these together a good judge gets right, but for one run of 200."""
+    rates = [UNMOVED if control.kind == "planted" else RIGHT for control in controls]
+    return _quantile([control.n for control in controls], rates, REFUSED)
+
+
+def _quantile(numbers: Sequence[int], rates: Sequence[float], at: float) -> int:
+    """The smallest count below which such tries, so many at each rate, stay with less than this probability."""
+    require_extra("scipy", "judge")
+    from scipy.stats import binom
+
+    chances = np.ones(1)
+    for n, rate in zip(numbers, rates, strict=True):
+        chances = np.convolve(chances, binom.pmf(np.arange(n + 1), n, rate))
+    return int(np.searchsorted(np.cumsum(chances), at))
 
 
 def related_to_nothing(agreement: LanguageAgreement | None, orders: Consistency | None) -> bool:

@@ -17,13 +17,19 @@ if TYPE_CHECKING:
 FEW = 20  # comparisons; up to so many a share says less than the counts
 LONGEST = 60  # characters of a name
 TITLES = {"edit_distance": "how much was changed (tenths of each language, 0: equal answers)"}
-WITHHELD = "Headline withheld: this judge cannot be believed here."
+
+
+def withheld(report: "Report") -> str:
+    """Why there is no headline, in a line."""
+    return f"Headline withheld: {'the run is incomplete' if report.health.believed else 'this judge cannot be believed here'}."
 
 
 def report_text(report: "Report") -> str:
     """The report in a few lines."""
     if not report.health.fit:
-        return "\n".join([WITHHELD, *(f"- {reason}" for reason in report.health.reasons), _counts(report, _printable)])
+        return "\n".join(
+            [withheld(report), *(f"- {reason}" for reason in report.health.reasons), _counts(report, _printable)]
+        )
     return "\n".join(
         [
             _headline(report, _printable),
@@ -41,7 +47,7 @@ def report_markdown(report: "Report") -> str:
         blocks += _spread(report, _code)
     else:
         reasons = "\n".join(f"- {reason}" for reason in report.health.reasons)
-        blocks = [WITHHELD, reasons, _counts(report, _code)]
+        blocks = [withheld(report), reasons, _counts(report, _code)]
     for name, groups in report.tables.items():
         title = TITLES.get(name) or escape(_code(name).strip("`"))  # Markdown ends where a block of HTML begins
         if name != "language" and (len(groups) < 2 or (name == "edit_distance" and not report.health.fit)):
@@ -72,8 +78,14 @@ def _counts(report: "Report", quote: Callable[[str], str]) -> str:
     text = f"{counts.comparisons:,} comparisons"
     if report.health.fit:
         text += f" of {figure.n_clusters:,} questions: {a} is better in {counts.win:,}, equal in {counts.tie:,}, worse in {counts.loss:,}"
+    silent = [
+        quote(group.group)
+        for group in report.tables.get("language", ())
+        if group.counts.comparisons and group.win_score.value is None
+    ]
     missing = ", ".join(f"{quote(status)} {count:,}" for status, count in counts.no_verdict.items())
     text += f"; {sum(counts.no_verdict.values()):,} without a verdict" + (f" ({missing})" if missing else "")
+    text += f"; no verdict at all in {', '.join(silent)}" if silent else ""
     also = {
         "opposite in the two orders and left out": counts.dropped,
         "equal answers, a tie without a call": counts.identical,
@@ -189,8 +201,9 @@ def _off_language(group: "Group") -> str:
 
 def _health(report: "Report", quote: Callable[[str], str]) -> str:
     health, orders = report.health, report.figures.orders
-    told = [f"{control.expected} {control.behaved} of {control.n}" for control in health.controls]
-    parts = ["; ".join(told) if told else "controls: not run", f"coverage {_share(health.coverage)}"]
+    parts = [f"{control.expected} {control.behaved} of {control.n}" for control in health.controls]
+    parts += health.notes
+    parts.append(f"coverage {_share(health.coverage)}" if health.coverage is not None else "it was asked nothing")
     if orders and orders.n:
         parts.append(
             f"in both orders the same verdict {_share(orders.consistent)}, opposite {_share(orders.opposite)}; leaning to the "

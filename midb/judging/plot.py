@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midb.errors import require_extra
+from midb.judging.markdown import withheld
 from midb.languages import BY_CODE
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def plot_report(report: "Report", path: Path) -> Path:
 def _summary(report: "Report") -> str:
     found = report.headline
     if found is None:
-        return "Headline withheld: this judge cannot be believed here"
+        return withheld(report).rstrip(".")
     if found.value is None or found.low is None or found.high is None:
         return "no verdict"
     of = f"mean of {report.macro.languages} languages" if report.macro else f"{found.n:,} comparisons"

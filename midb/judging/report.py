@@ -172,8 +172,9 @@ def summarize(
         tables["language"] = tuple(languages)
     if macro is None:
         overall = replace(overall, length=make.length(np.ones(len(rows.margin), bool)))
-    coverage = overall.counts.coverage or 0.0
-    health = judge_health(rows.controls or [], coverage, make.same_in_both_orders(), make.judged_equal_answers())
+    health = judge_health(
+        rows.controls or [], make.coverage(), make.same_in_both_orders(), make.judged_equal_answers(), make.unanswered()
+    )
     mass = rows.numbers.get("decided_mass")
     provenance = Provenance(
         judged_by=rows.sources.get("judged_by", ()),
@@ -244,6 +245,8 @@ def _absent(rows: Rows, overall: Group, tables: dict[str, tuple[Group, ...]]) ->
     languages = tables.get("language", ())
     if overall.orders is None:
         absent["orders"] = "there are no verdict_ab and verdict_ba"
+    elif not rows.asked.any():
+        absent["orders"] = "no comparison needed a judge"
     elif not overall.orders.n:
         absent["orders"] = (
             "no comparison was judged in both orders, so every figure carries the judge's taste for a place"

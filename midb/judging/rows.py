@@ -29,6 +29,7 @@ NUMBERS = (
 )  # fmt: skip
 ORDERS = ("verdict_ab", "verdict_ba")
 WITHOUT_CALL = ("identical", "forfeit_empty", "no_answer", "unmatched_a", "unmatched_b", "not_run")
+UNANSWERED = ("not_run", "failed")  # a rerun asks again
 # Of two orders' statuses the first of these tells the row's: sides may be exchanged and the row's stays.
 GRAVEST = (
     "unmatched_a", "unmatched_b", "no_answer", "not_run", "failed", "refusal", "truncated", "empty", "ambiguous",
@@ -48,6 +49,7 @@ class Rows:
         status: One per row for both orders: `ok`, or the graver of the two; `unknown` where no column says it.
         has_status: There is a column that says it.
         asked: The judge was asked, as far as the status says.
+        answered: It was, and an answer came.
         orders: What the judge said in each order, as a verdict; None without a call.
         groups: Column → the number of each row's value, and the values.
         numbers: Column → values; true is 1.
@@ -61,6 +63,7 @@ class Rows:
     status: "NDArray[np.object_]"
     has_status: bool
     asked: "NDArray[np.bool_]"
+    answered: "NDArray[np.bool_]"
     orders: tuple[list[str | None], list[str | None]] | None
     groups: dict[str, tuple["NDArray[np.int64]", list[str]]]
     numbers: dict[str, "NDArray[np.float64]"]
@@ -111,6 +114,7 @@ def read_rows(verdicts: Any, by: Sequence[str], rule: Rule) -> Rows:
         status=status,
         has_status="status_ab" in names or "status_ba" in names,
         asked=asked,
+        answered=asked & ~np.isin(status, UNANSWERED),
         orders=orders,
         groups=groups,
         numbers={name: found for name in NUMBERS if name in names and (found := _numbers(table, name)) is not None},
