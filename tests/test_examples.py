@@ -1,17 +1,22 @@
 """The examples do what they say: run as their own text says, on a tiny random model and data of the published shape."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from datasets import load_dataset
+from hub_process import at_hub
+from huggingface_hub import HfApi
 from test_chat import LLAMA3, byte_level
 from test_release import published, write
 from test_train import losses
 from test_train_distributed import ENVIRONMENT, require_deepspeed
 from test_transformers import make_model
 
+from midb import Booster
 from midb.generators.adapter import read_record
 
 HOUSE = Path(__file__).parents[1]
@@ -85,3 +90,37 @@ def test_several_processes_share_the_published_training(model, release, tmp_path
     assert record.recipe["deepspeed"] == "zero3.json"
     assert record.metrics["steps"] == 23
     assert losses(out)[-1]["loss"] < losses(out)[0]["loss"]
+
+
+@at_hub
+def tell_the_whole_story(model, out):
+    """In the process whose Hub is on this machine."""
+    HfApi().create_repo("tester/tiny", exist_ok=True)
+    HfApi().upload_folder(repo_id="tester/tiny", folder_path=model)
+    place = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        **ENVIRONMENT,
+        "MODEL": "tester/tiny",
+        "OUT": str(out),
+        "PATH": f"{place}:{os.environ['PATH']}",
+    }
+    environment["HF_ENDPOINT"] = os.environ["HF_ENDPOINT"]
+    script = str(EXAMPLES / "speedrun.sh")
+    shown = subprocess.run(["bash", script, "tester"], capture_output=True, text=True, env=environment)
+    assert shown.returncode == 0, shown.stderr[-5000:] + shown.stdout[-2000:]
+    assert not HfApi().repo_exists("tester/speedrun-boosted", repo_type="dataset")
+    sent = subprocess.run(["bash", script, "tester", "--send"], capture_output=True, text=True, env=environment)
+    assert sent.returncode == 0, sent.stderr[-5000:]
+    assert len(load_dataset("tester/speedrun-boosted", "all", split="train")) == 8
+    assert Booster.from_pretrained("tester/speedrun-booster").generator.adapter
+    assert HfApi().repo_exists("tester/pairwise_judge", repo_type="space")
+    assert Path(out, "report.md").read_text().startswith("Headline withheld")
+    assert Path(out, "report.png").exists()
+
+
+@pytest.mark.slow
+def test_the_speedrun_tells_the_whole_story(tmp_path_factory, tmp_path):
+    tell_the_whole_story(
+        model=str(make_model(tmp_path_factory.mktemp("base") / "tiny", context=4096)), out=str(tmp_path)
+    )
