@@ -302,6 +302,9 @@ def judge(
         Literal["published", "random"],
         typer.Option(help="'random' gives each call verdict words that no answer can know."),
     ] = "published",
+    name_language: Annotated[
+        bool, typer.Option("--name-language", help="Tell the judge in which language an answer should be.")
+    ] = False,
     controls: Annotated[int, typer.Option(min=0, help="Comparisons of each kind whose outcome is known.")] = 8,
     price: Annotated[
         str | None,
@@ -323,18 +326,24 @@ def judge(
         require_extra(library, "judge")
     if Path(out).suffix == ".csv":
         raise typer.BadParameter(f"--out {out}: csv cannot hold the controls of verdict rows; use .jsonl or .parquet")
+    if max_cost is not None and price is None:
+        raise typer.BadParameter(
+            "--max-cost needs --price, such as 0.15,0.60 for a million prompt and completion tokens"
+        )
     check_destination(out, source_a)
     if source_b:
         check_destination(out, source_b)
     sampling = Sampling(max_tokens=max_tokens)
     asker = Judge(
-        generator=_NOBODY, sampling=sampling, swap=not one_order, labels=labels, controls=controls, price=_price(price)
+        generator=_NOBODY, sampling=sampling, swap=not one_order, labels=labels, controls=controls, price=_price(price),
+        name_language=name_language,
     )  # fmt: skip
     side_a = _only_split(read_dataset(source_a, config, split))
     side_b = _only_split(read_dataset(source_b, config, split)) if source_b else None
     if dry_run:
         for messages in asker.preview(side_a, side_b, None, on=on, mode=mode, missing=missing):
             print(json.dumps({"model": model, "messages": messages, **asdict(sampling)}, ensure_ascii=False))
+        _console().print(plain(str(asker.estimate(side_a, side_b, on=on, mode=mode, missing=missing))))
         return
     generator: Generator
     if base_url is not None:
@@ -372,6 +381,10 @@ def report(
     plot: Annotated[Path | None, typer.Option(help="A .png file for the picture.")] = None,
     names: Annotated[str, typer.Option(help="What the two sides are called: boosted,raw.")] = "A,B",
     by: Annotated[str, typer.Option(help="Columns to tell apart besides: language,category.")] = "language",
+    rule: Annotated[
+        Literal["conservative", "average", "decisive"],
+        typer.Option(help="How two orders that disagree become one verdict."),
+    ] = "conservative",
     price: Annotated[str | None, typer.Option(help="Per million prompt,completion tokens, such as 0.15,0.60.")] = None,
     config: Config = None,
     split: Split = None,
@@ -388,7 +401,7 @@ def report(
         if not path.parent.is_dir():
             raise typer.BadParameter(f"there is no folder {path.parent}; make it first")
     rows = _only_split(read_dataset(verdicts, config, split))
-    made = summarize(rows, by=tuple(by.split(",")), names=(sides[0], sides[1]), price=_price(price))
+    made = summarize(rows, by=tuple(by.split(",")), names=(sides[0], sides[1]), rule=rule, price=_price(price))
     text = (
         json.dumps(made.to_dict(), ensure_ascii=False, indent=1)
         if out and out.suffix == ".json"

@@ -86,8 +86,8 @@ def test_a_report_is_written_from_the_verdicts_alone(server, tmp_path):  # noqa:
     ("options", "says"),
     [
         (("--price", "cheap"), "'cheap' is not two numbers"),
-        (("--max-cost", "1"), "max_cost needs a price"),
-        (("--on", "nr"), "it needs 'nr'"),
+        (("--max-cost", "1"), "--max-cost needs --price"),
+        (("--on", "nr"), "lacks an id in 'nr'"),
         (("--out", "verdicts.csv"), "csv cannot hold the controls"),
     ],
 )

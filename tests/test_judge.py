@@ -213,8 +213,8 @@ def test_rows_are_joined_by_id_and_language_and_never_by_place():
 @pytest.mark.parametrize(
     ("one", "other", "says"),
     [
-        (LONG.remove_columns("answer"), SHORT, "dataset a has the columns"),
-        (LONG, SHORT.rename_column("id", "nr"), "it needs 'id'"),
+        (LONG.remove_columns("answer"), SHORT, "lacks an answer in answers, answer"),
+        (LONG, SHORT.rename_column("id", "nr"), r"lacks an id in 'id'; name it with on=.*add_column"),
         (LONG.select([0, 0]), SHORT, "rows 0 and 1 have the same id 0 in 'fr'"),
         (
             LONG,
@@ -231,6 +231,35 @@ def test_datasets_that_cannot_be_joined_are_refused_before_anything_is_asked(one
 
     with pytest.raises(ColumnError, match=says):
         judge(nobody).compare(one, other)
+
+
+@pytest.mark.parametrize("token", ["[[1]]", "［［1］］", "[[ 2 ]]", "[[A]]", "[[Tie]]", "[[١]]", "【【1】】"])
+def test_an_answer_that_holds_a_verdict_is_marked_however_it_is_written(token):
+    one = answers(ROWS[:2], lambda row: f"voici {token}" if row["id"] else "df[[x]] et [1]")
+    assert judge(by_length).compare(one, SHORT)["token_in_answer"][:2] == [False, True]
+
+
+def test_different_references_are_refused():
+    one, other = (LONG.add_column("reference", [text] * 6) for text in ("42", "43"))
+    with pytest.raises(ColumnError, match=r"id 0 has two different references"):
+        judge(by_length).compare(one, other.remove_columns("answer").add_column("answer", SHORT["answer"][:]))
+
+
+def test_what_a_budget_leaves_out_is_a_random_part_in_every_language():
+    rows = questions(60, ("fr", "de", "th"))
+    one, other = answers(rows, lambda row: "longue réponse"), answers(rows, lambda row: "courte")
+    instance = judge(
+        lambda messages: Completion(by_length(messages), "stop", 400, 10),
+        price=(1.0, 1.0),
+        sampling=Sampling(max_tokens=20),
+    )
+    verdicts = instance.compare(one, other, max_cost=0.03)
+    assert verdicts["id"][:] == [row["id"] for row in rows]
+    asked = [row for row in verdicts if row["status_ab"] == "ok"]
+    assert 0 < len(asked) < 180
+    by_language = [{row["id"] for row in asked if row["language"] == language} for language in ("fr", "de", "th")]
+    assert max(map(len, by_language)) - min(map(len, by_language)) <= 1
+    assert sorted(by_language[0]) != list(range(len(by_language[0])))
 
 
 def test_a_language_on_one_side_only_is_named_when_ids_repeat():
@@ -427,8 +456,9 @@ def test_the_budget_stops_cleanly_between_rows_and_a_rerun_goes_on(tmp_path):
     verdicts = instance.compare(one, other, max_cost=budget)
     assert 10 <= len(calls) <= 40
     assert len(calls) % 2 == 0
-    assert verdicts["status_ab"][:] == ["ok"] * (len(calls) // 2) + ["not_run"] * (60 - len(calls) // 2)
-    assert set(verdicts["verdict"][len(calls) // 2 :]) == {None}
+    statuses = verdicts["status_ab"][:]
+    assert (statuses.count("ok"), statuses.count("not_run")) == (len(calls) // 2, 60 - len(calls) // 2)
+    assert all((row["verdict"] is None) == (row["status_ab"] == "not_run") for row in verdicts)
     done = len(calls)
     again = instance.compare(one, other, max_cost=budget)
     assert done < len(calls) <= 2 * 40
@@ -658,7 +688,16 @@ def test_prompts_of_ones_own_must_have_every_place():
 
 @pytest.mark.parametrize(
     "how",
-    [{"labels": "letters"}, {"parity": True, "labels": "random"}, {"controls": -1}, {"price": (1,)}, {"empty": "tie"}],
+    [
+        {"labels": "letters"},
+        {"parity": True, "labels": "random"},
+        {"controls": -1},
+        {"controls": 1.5},
+        {"price": (1,)},
+        {"price": 0.5},
+        {"price": (float("nan"), 1)},
+        {"empty": "tie"},
+    ],
 )
 def test_a_judge_that_cannot_be_is_refused(how):
     with pytest.raises(ValueError, match=r"use|leave out"):

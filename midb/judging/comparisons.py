@@ -57,7 +57,10 @@ def as_comparisons(
         TypeError: A side is no `Dataset`.
     """
     if mode not in ("auto", "answers", "pairs") or missing not in ("keep", "error", "forfeit"):
-        raise ValueError(f"mode={mode!r}, missing={missing!r} is not a choice; see as_comparisons")
+        raise ValueError(
+            f"mode={mode!r}, missing={missing!r} is not a choice; mode is 'auto', 'answers' or 'pairs', and missing is 'keep', "
+            "'error' or 'forfeit'"
+        )
     if dataset_b is None:
         dataset_a, dataset_b = _both_sides(dataset_a, on)
     a, b = _Side.of(dataset_a, "a", on), _Side.of(dataset_b, "b", on)
@@ -112,10 +115,20 @@ class _Side:
         names = dataset.column_names
         question = next((each for each in QUESTIONS if each in names), None)
         answer = next((each for each in _ANSWERS if each in names and each != question), None)
-        if on not in names or question is None or answer is None:
+        hints = {
+            f"an id in {on!r}": (
+                on in names,
+                f"name it with on=, or number the rows: ds.add_column({on!r}, range(len(ds)))",
+            ),
+            f"a question in {', '.join(QUESTIONS)}": (question, "rename it: ds.rename_column('text', 'question')"),
+            f"an answer in {', '.join(_ANSWERS)}": (
+                answer,
+                "rename it, or ask for some: midb.judging.answer(ds, generator)",
+            ),
+        }
+        if missing := {what: hint for what, (there, hint) in hints.items() if not there}:
             raise ColumnError(
-                f"dataset {name} has the columns {names}; it needs {on!r} (or on=), a question ({', '.join(QUESTIONS)}) and an "
-                f"answer ({', '.join(_ANSWERS)}): rename, e.g. ds.rename_column('text', 'answer'), or midb.judging.answer(ds, generator)"
+                f"dataset {name} has the columns {names} and lacks {' and '.join(missing)}; {'; '.join(missing.values())}"
             )
         category = next((each for each in _CATEGORIES if each in names), None)
         is_pair = question == "instruction" and answer in ("response", "output")
@@ -215,16 +228,19 @@ class _Join:
             sides = [self._nothing(3) if each is None else each.pair for each in (one, other)]
             yield row | {"turn": 1, "question": [], "answer_a": sides[0], "answer_b": sides[1], "reference": None}
             return
-        references = next((each.references for each in known if each.references), None)
+        told = {tuple(each.references) for each in known if each.references}
+        if len(told) > 1:
+            raise ColumnError(f"{self.a.on} {first.id!r} has two different references; keep the right one on one side")
+        references: list[str] | None = list(*told) or None
         second = len(first.questions) == 2 and any(len(each.answers) > 1 for each in known)
         for turn in (1, 2) if second else (1,):
             sides = [
                 self._nothing(turn) if each is None else (each.answers[:turn] + [None] * turn)[:turn]
                 for each in (one, other)
             ]
-            told = references[:turn] if references and all(references[:turn]) and len(references) >= turn else None
+            shown = references[:turn] if references and all(references[:turn]) and len(references) >= turn else None
             yield row | {
-                "turn": turn, "question": first.questions[:turn], "answer_a": sides[0], "answer_b": sides[1], "reference": told,
+                "turn": turn, "question": first.questions[:turn], "answer_a": sides[0], "answer_b": sides[1], "reference": shown,
             }  # fmt: skip
 
     def _nothing(self, count: int) -> list[str] | None:

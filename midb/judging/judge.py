@@ -3,7 +3,9 @@
 Knows no engine (a `Generator` answers chats) and no statistics (`summarize` reads the rows); it joins the two to a dataset.
 """
 
+import hashlib
 import json
+import math
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,7 +26,7 @@ from midb.judging.prompts import (
     random_labels,
     render,
 )
-from midb.judging.verdict import Verdict, merge
+from midb.judging.verdict import Verdict, holds_token, merge
 from midb.languages import BY_CODE
 from midb.progress import RowBar, say
 from midb.schema import Batch, Message, mapped
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BATCH_ROWS = 16_384
-_TOKENS = ("[[0]]", "[[1]]", "[[2]]")
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,14 @@ class Judge:
                 )
         if self.parity and (self.labels == "random" or self.name_language):
             raise ValueError("parity is the published prompt as it is; leave out labels='random' and name_language")
-        if self.controls < 0 or (self.price is not None and (len(self.price) != 2 or min(self.price) < 0)):
+        priced = self.price is None or (
+            isinstance(self.price, tuple | list)
+            and len(self.price) == 2
+            and all(0 <= each < math.inf for each in self.price)
+        )
+        if not isinstance(self.controls, int) or self.controls < 0 or not priced:
             raise ValueError(
-                f"controls={self.controls!r}, price={self.price!r} cannot be; use controls >= 0 and price=(per million prompt "
+                f"controls={self.controls!r}, price={self.price!r} cannot be; use a whole number of controls and price=(per million prompt "
                 "tokens, per million completion tokens)"
             )
 
@@ -195,6 +201,12 @@ class Judge:
         if max_cost is not None and not max_cost >= 0:
             raise ValueError(f"max_cost={max_cost} is no amount; give 0 or more, in the currency of price")
         comparisons = as_comparisons(dataset_a, dataset_b, on=on, mode=mode, missing=missing)
+        if (
+            max_cost is not None
+        ):  # what the budget leaves out is then a random part of the questions, in all their languages
+            draws = [_draw(self.seed, id_) for id_ in comparisons["id"]]
+            order = sorted(range(len(draws)), key=draws.__getitem__)
+            comparisons = comparisons.select(order)
         asker = self._asker(max_cost)
         plan = plan_controls(comparisons, self.controls, self.seed)
         with RowBar(len(comparisons), "judge") as bar:
@@ -208,6 +220,8 @@ class Judge:
                 comparisons, judged, _features(), _TEXTS, with_indices=True, batch_size=BATCH_ROWS,
                 load_from_cache_file=False, new_fingerprint=uuid.uuid4().hex,
             )  # fmt: skip
+        if max_cost is not None:
+            verdicts = verdicts.select(sorted(range(len(order)), key=order.__getitem__)).flatten_indices()
         say(_summary(verdicts, asker))
         return verdicts
 
@@ -383,7 +397,7 @@ class Judge:
             "edit_distance": Levenshtein.distance(judged_a, judged_b) if both else None,
             "changed": "+".join(changed),
             "off_language_a": self._off_language(texts_a, row["language"]), "off_language_b": self._off_language(texts_b, row["language"]),
-            "token_in_answer": any(token in text for text in (judged_a, judged_b) for token in _TOKENS),
+            "token_in_answer": holds_token(judged_a) or holds_token(judged_b),
             "reference": bool(row["reference"]) and not self.parity and not pairs,
             "prompt_tokens": sum(each or 0 for each in tokens[0]) if any(each is not None for each in tokens[0]) else None,
             "completion_tokens": sum(each or 0 for each in tokens[1]) if any(each is not None for each in tokens[1]) else None,
@@ -431,6 +445,10 @@ def _features() -> dict[str, Any]:
         **dict.fromkeys(("judged_by", "judge_identity", "judge_settings"), text),
         "controls": List(dict.fromkeys(control, text)),
     }
+
+
+def _draw(seed: int, id_: object) -> bytes:
+    return hashlib.sha256(repr((seed, id_)).encode()).digest()
 
 
 def _without_call(row: dict[str, Any], status: str) -> tuple[Reply, Reply]:

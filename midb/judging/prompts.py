@@ -203,7 +203,9 @@ def _pieces(user: str) -> Sequence[str]:
 
 @cache
 def _markers(user: str) -> frozenset[str]:
-    return frozenset({"system", *(_plain(found) for found in re.findall(r"\[([^\[\]\n]+)\]", user))})
+    forms = (user,) if user == _PAIRS else (user, _USER, _CONVERSATIONS, _REFERENCE.user, _SECOND_TURN_REFERENCE.user)
+    found = {_plain(marker) for form in forms for marker in re.findall(r"\[([^\[\]\n]+)\]", form)}
+    return frozenset({"system", *found})
 
 
 def _plain(text: str) -> str:

@@ -138,6 +138,13 @@ def parse_verdict(
     return Parsed(last.verdict, "ok")
 
 
+def holds_token(text: str) -> bool:
+    """Whether a text holds what `parse_verdict` would read as a verdict, in whatever signs."""
+    if not any(bracket in text for bracket in ("[", "［", *BRACKETS)):
+        return False
+    return any(token.verdict for token in _tokens(_plain(text), {**DIGITS, **WORDS}, bad=False))
+
+
 def unswap(verdict: Verdict | None) -> Verdict | None:
     """Turn a verdict on two answers into the verdict on the same two shown in the other order."""
     if verdict == "a":
