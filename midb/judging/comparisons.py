@@ -115,20 +115,24 @@ class _Side:
         names = dataset.column_names
         question = next((each for each in QUESTIONS if each in names), None)
         answer = next((each for each in _ANSWERS if each in names and each != question), None)
-        hints = {
-            f"an id in {on!r}": (
-                on in names,
-                f"name it with on=, or number the rows: ds.add_column({on!r}, range(len(ds)))",
-            ),
-            f"a question in {', '.join(QUESTIONS)}": (question, "rename it: ds.rename_column('text', 'question')"),
-            f"an answer in {', '.join(_ANSWERS)}": (
-                answer,
-                "rename it, or ask for some: midb.judging.answer(ds, generator)",
-            ),
-        }
-        if missing := {what: hint for what, (there, hint) in hints.items() if not there}:
+        if on not in names or question is None or answer is None:
+            hints = [
+                (
+                    on in names,
+                    f"an id in {on!r}",
+                    f"name it with on=, or number the rows: ds.add_column({on!r}, range(len(ds)))",
+                ),
+                (question, f"a question in {', '.join(QUESTIONS)}", "rename it: ds.rename_column('text', 'question')"),
+                (
+                    answer,
+                    f"an answer in {', '.join(_ANSWERS)}",
+                    "rename it, or ask for some: midb.judging.answer(ds, generator)",
+                ),
+            ]
+            lacking = [what for there, what, _ in hints if not there]
             raise ColumnError(
-                f"dataset {name} has the columns {names} and lacks {' and '.join(missing)}; {'; '.join(missing.values())}"
+                f"dataset {name} has the columns {names} and lacks {' and '.join(lacking)}; "
+                f"{'; '.join(hint for there, _, hint in hints if not there)}"
             )
         category = next((each for each in _CATEGORIES if each in names), None)
         is_pair = question == "instruction" and answer in ("response", "output")
