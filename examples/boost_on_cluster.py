@@ -5,8 +5,8 @@ With Ray, one process reads and writes, and workers with an engine each stand wh
 python examples/boost_on_cluster.py my-org/my-data --model my-booster --ledger ledger --workers 8 --gpus 1
 
 On several machines: `ray start --head` on one, `ray start --address HEAD:6379` on the others, then the command with
-RAY_ADDRESS=HEAD:6379 before it. With Slurm and without Ray, each job of an array does its share of the same ledger, which
-is a folder that all see, or s3://bucket/run:
+RAY_ADDRESS=HEAD:6379 before it; all with RAY_AUTH_MODE=token and the same ~/.ray/auth_token. With Slurm, and without Ray,
+each job of an array does its share of the same ledger, which is a folder that all see, or s3://bucket/run:
 
 sbatch --array 0-15 --gpus 1 --requeue --wrap '
 python examples/boost_on_cluster.py my-org/my-data --model my-booster --ledger /data/ledger --shard $SLURM_ARRAY_TASK_ID/16'

@@ -184,6 +184,7 @@ class _Run:
     retry: bool
     bar: RowBar
     names: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)  # a shard's name → which writing of it this is
     schema: Any = None
     returned: set[str] = field(default_factory=set)
     rows: int = 0
@@ -208,7 +209,7 @@ class _Run:
                 yield _Work(start, name, table, rows, asked)
             else:
                 self._agree(start, found[1])
-                self._count(found[0], table.num_rows)
+                self._count(name, found[0], table.num_rows)
 
     def keep(self, work: _Work, result: Batch) -> None:
         """Put what the step made of a range into the ledger."""
@@ -222,11 +223,10 @@ class _Run:
             for new, row in enumerate(work.rows):
                 places[row] = old.num_rows + new
             table = pa.concat_tables([old, table], promote_options="permissive").take(places)
-        about = {"failed": failed, "returned": sorted(result)}
         self._agree(work.start, table.schema)
-        self.ledger.write(work.name, table, about)
+        about = self.ledger.write(work.name, table, {"failed": failed, "returned": sorted(result)})
         self.made += 1
-        self._count(about, table.num_rows, _tokens(result))
+        self._count(work.name, about, table.num_rows, _tokens(result))
 
     def summary(self) -> str:
         """One line for people."""
@@ -235,7 +235,7 @@ class _Run:
 
     def collected(self, dataset: Any) -> Any:
         """The rows of all shards, in order."""
-        from datasets import Dataset, Features, IterableDataset
+        from datasets import Dataset, Features, IterableDataset, config
 
         whole = isinstance(dataset, Dataset)
         if not self.names:
@@ -250,7 +250,11 @@ class _Run:
         urls = [self.ledger.url(name) for name in self.names]
         if not whole:
             return IterableDataset.from_parquet(urls, features=features)
-        rows = Dataset.from_parquet(urls, features=features)
+        # `datasets` keeps what it read by its place and would go on giving rows that have been healed since.
+        read = hashlib.sha256(json.dumps([[name, self.versions[name]] for name in self.names]).encode()).hexdigest()[
+            :16
+        ]
+        rows = Dataset.from_parquet(urls, features=features, cache_dir=f"{config.HF_DATASETS_CACHE}/ledger/{read}")
         return Dataset(rows.data, info=rows.info, split=dataset.split)
 
     def _digest(self, table: "pa.Table", batch: Batch) -> str:
@@ -295,7 +299,8 @@ class _Run:
                 f"{type(self.step).__name__} say its types with adds()"
             ) from error
 
-    def _count(self, about: Mapping[str, Any], rows: int, tokens: int = 0) -> None:
+    def _count(self, name: str, about: Mapping[str, Any], rows: int, tokens: int = 0) -> None:
+        self.versions[name] = about["made"]
         failed = set(about["failed"])
         self.rows += rows
         self.failed += len(failed)
@@ -394,26 +399,19 @@ def _on_ray(step: Step, identity: str, works: Iterator[_Work], workers: Workers)
             except RayError as failure:
                 cause = failure.cause if isinstance(failure, RayTaskError) else None
                 if cause is not None and not isinstance(cause, GenerationError):  # the caller's mistake
-                    cause.__cause__ = failure
-                    error = cause
+                    error, cause.__cause__ = cause, failure
                     idle.append(worker)
                     continue
                 ray.kill(worker)
                 where = None if work is None else work.start
                 losses[where] += 1
-                if losses[where] < (TRIES if work else TRIES * workers.count):
-                    if work:
-                        again.append(work)
-                    start()
+                if losses[where] == (TRIES if work else TRIES * workers.count):
+                    error = cause or _lost(failure, work)
+                    error.__cause__ = failure
                     continue
-                said = str(failure).strip().splitlines()
-                error = cause or MidbError(
-                    f"{TRIES} workers in turn were lost over rows {work.start:,} and on: {said[0]}; if memory ran out, give a smaller "
-                    "rows_per_shard, or more of a machine to each worker"
-                    if work
-                    else f"no worker can start: {said[-1]}; put the same packages and modules on all machines"
-                )
-                error.__cause__ = failure
+                if work:
+                    again.append(work)
+                start()
                 continue
             idle.append(worker)
             if work is not None:
@@ -432,6 +430,16 @@ def _on_ray(step: Step, identity: str, works: Iterator[_Work], workers: Workers)
             ray.kill(worker)
         if begun:
             ray.shutdown()
+
+
+def _lost(failure: BaseException, work: _Work | None) -> MidbError:
+    said = str(failure).strip().splitlines() or [type(failure).__name__]
+    if work is None:
+        return MidbError(f"no worker can start: {said[-1]}; put the same packages and modules on all machines")
+    return MidbError(
+        f"{TRIES} workers in turn were lost over rows {work.start:,} and on: {said[0]}; if memory ran out, give a smaller "
+        "rows_per_shard, or more of a machine to each worker"
+    )
 
 
 def _connect() -> bool:
@@ -457,7 +465,13 @@ def _connect() -> bool:
                 f"no Ray answers at RAY_ADDRESS={address} ({error}); begin it with `ray start --head`, or unset RAY_ADDRESS to work "
                 "on this machine alone"
             ) from error
-    ray.init(address=address)
+    try:
+        ray.init(address=address)
+    except ConnectionError as error:
+        raise MidbError(
+            f"the Ray at RAY_ADDRESS={address} takes no connection ({error}); where `ray start` spoke of a token, set "
+            "RAY_AUTH_MODE=token and give each machine the same ~/.ray/auth_token"
+        ) from error
     return True
 
 

@@ -95,19 +95,20 @@ class Ledger:
 
         return pq.read_table(io.BytesIO(self.files.cat_file(self._path(name)))).replace_schema_metadata()
 
-    def write(self, name: str, table: "pa.Table", about: Mapping[str, Any]) -> None:
-        """Put a shard, and what it says of itself, into its place; one of the same name gives way.
+    def write(self, name: str, table: "pa.Table", about: Mapping[str, Any]) -> dict[str, Any]:
+        """Put a shard, and what it says of itself, into its place; one of the same name gives way. Return what it says.
 
         Raises:
             MidbError: The place cannot be written.
         """
         import pyarrow.parquet as pq
 
-        says = {"format": FORMAT, "midb": version("midb"), **about}
+        says = {"format": FORMAT, "midb": version("midb"), "made": uuid4().hex, **about}
         content = io.BytesIO()
         pq.write_table(table.replace_schema_metadata({"midb": json.dumps(says)}), content, compression="zstd")
         with _explained(self.folder):
             self._put(name, content.getvalue())
+        return says
 
     def url(self, name: str) -> str:
         """Where a shard lies, for `datasets`, which takes a path for a pattern."""

@@ -457,8 +457,10 @@ def test_a_ledger_in_a_store_is_a_ledger(kind):
     assert [row["n"] for row in map_on_cluster(rows, booster(model), folder + "2", rows_per_shard=4)] == list(range(10))
     model.sick.clear()
     model.asked.clear()
-    map_on_cluster(dataset(10), booster(model), folder, rows_per_shard=4, retry_failed=True)
+    healed = map_on_cluster(dataset(10), booster(model), folder, rows_per_shard=4, retry_failed=True)
     assert model.asked == [7]
+    assert set(healed["boost_status"]) == {"boosted"}  # and no copy of the shard as it was
+    assert len(list(kind().find("/bucket/ledger"))) == 3 + 1
 
 
 def test_a_store_that_refuses_is_an_error_and_the_next_call_goes_on(monkeypatch):
@@ -644,12 +646,13 @@ def cluster():
 
 @pytest.fixture
 def two_nodes(cluster):
-    """Two nodes with room for one worker each."""
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    cluster.wait_for_nodes()
-    yield cluster
-    for node in nodes:
+    """Two living nodes with room for one worker each."""
+    for node in [each for each in cluster.worker_nodes if not each.remaining_processes_alive()]:
         cluster.remove_node(node, allow_graceful=False)
+    for _ in range(2 - len(cluster.worker_nodes)):
+        cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    return cluster
 
 
 @dataclass(frozen=True)
@@ -780,7 +783,8 @@ def test_what_cannot_go_well_on_a_cluster_is_said_and_not_waited_for(two_nodes, 
     ):
         map_on_cluster(texts, Lengths(), tmp_path / "a", workers=1)
     monkeypatch.setattr("midb.cluster.PATIENCE", 5)
-    others = [ray.remote(num_cpus=1)(type("Other", (), {})).remote() for _ in range(2)]
+    others = [ray.remote(num_cpus=1)(type("Other", (), {"works": lambda self: True})).remote() for _ in range(2)]
+    assert ray.get([other.works.remote() for other in others])
     with pytest.raises(MidbError, match=r"no worker has started in 5 s: each needs 1 CPU .*; make room and run again"):
         map_on_cluster(rows, booster(improve), tmp_path / "a", workers=1)
     assert shards(tmp_path / "a") == {}
