@@ -16,7 +16,7 @@ install: $(VENV)/.dev  ## everything that tests and benchmarks need
 test: $(VENV)/.dev  ## one small case of everything
 	$(BIN)/python -m pytest
 
-test-all: $(VENV)/.all  ## the long ones too: kills, hostile servers, DeepSpeed, full published sets
+test-all: $(VENV)/.all  ## the long ones too: kills, hostile servers, DeepSpeed, Ray nodes, full published sets
 	$(BIN)/python -m pytest -m "not gpu"
 
 fix: $(VENV)/.dev  ## format and repair what can be repaired
@@ -40,7 +40,7 @@ $(VENV)/.quickstart: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.all: pyproject.toml | $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --editable '.[dev,deepspeed,qlora]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,deepspeed,qlora,ray]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python

@@ -123,6 +123,10 @@ class Booster:
         own = [guards, self.fields, self.prompt, self.tags, self.parity, self.language]
         return fingerprint("booster", version("midb"), self.generator.identity(), *own)
 
+    def adds(self) -> dict[str, Any]:
+        """The columns that come out beside those that came in, with their `datasets` types."""
+        return _edit_features()
+
     def preview(self, dataset: Any, n: int = 3) -> list[list[Message]]:
         """The exact messages of the first `n` rows; calls nothing.
 

@@ -55,7 +55,7 @@ class Ledger:
             MidbError: The place cannot be made or written.
             ValueError: It was begun with another `rows_per_shard`.
         """
-        import fsspec  # type: ignore[import-untyped]
+        import fsspec
 
         with _explained(place):
             files, folder = fsspec.url_to_fs(str(place))

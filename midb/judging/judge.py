@@ -167,6 +167,10 @@ class Judge:
         how += [self.logprobs, self.system_role, self.parity, self.seed if self.labels == "random" else 0]
         return fingerprint("judge", version("midb"), self.generator.identity(), str(self.sampling), forms, how)
 
+    def adds(self) -> dict[str, Any]:
+        """The columns that the batch function adds, with their `datasets` types."""
+        return {name: kind for name, kind in _features().items() if name != "controls"}
+
     def compare(
         self,
         dataset_a: "Dataset",
