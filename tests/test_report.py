@@ -124,6 +124,53 @@ def test_all_alike_is_not_certain():
     assert few < many < 1
 
 
+def in_languages(margins, **columns):
+    """One row of margins per question, one column per language."""
+    margins = np.array(margins)
+    n, languages = margins.shape
+    rows = scored(margins.ravel(), language=list(LANGUAGES[:languages]) * n, **columns).remove_columns("id")
+    return rows.add_column("id", np.repeat(np.arange(n), languages).tolist())
+
+
+def test_few_questions_that_all_went_one_way_are_not_certain_in_the_mean_of_the_languages_either():
+    for margin, score in ((1, 1.0), (0, 0.5)):
+        mean = summarize(in_languages([[margin] * 2] * 5)).macro.mean
+        assert mean.value == score
+        assert mean.high - mean.low > 0.2
+    divided = summarize(in_languages([[1, -1]])).macro.mean
+    assert (divided.value, divided.se) == (0.5, None)
+    assert divided.high - divided.low > 0.5
+    half = summarize(in_languages([[1, -1]] * 5)).macro.mean
+    assert half.high - half.low > 0.2
+
+
+def test_a_trend_of_rows_that_all_went_one_way_is_not_certain():
+    trend = summarize(scored([1] * 40, edit_distance=list(range(1, 41)))).trend
+    assert (trend.value, trend.n_clusters) == (0.0, 40)
+    assert trend.low < -0.05 < 0.05 < trend.high
+
+
+@pytest.mark.parametrize("margins", [[1] * 40, [1, -1] * 5])
+def test_where_nothing_varies_or_questions_are_few_no_difference_is_called_detectable(margins):
+    report = summarize(scored(margins))
+    assert report.figures.detectable is None
+    assert "shows a difference" not in report.to_markdown()
+
+
+@pytest.mark.parametrize(("questions", "languages", "p"), [(5, 8, 0.6), (10, 4, 0.6), (80, 1, 0.97)])
+def test_intervals_hold_with_few_questions_and_near_the_end(questions, languages, p):
+    rng = np.random.default_rng(21)
+    held, decided, of = 0, 0, 120
+    for _ in range(of):
+        names = [f"l{at}" for at in range(languages)]
+        report = summarize(parallel(rng, questions, names, p, together=0.7), n_resamples=300)
+        mean, wr2 = report.headline, report.figures.wr2
+        held += mean.low <= p <= mean.high
+        decided += wr2.low <= p <= wr2.high
+    assert held >= 0.9 * of
+    assert decided >= 0.9 * of
+
+
 def test_one_question_alone_says_hardly_anything():
     figure = summarize(Dataset.from_dict({"id": [1, 1], "turn": [1, 2], "verdict": ["a", "a"]})).figures.win_score
     assert (figure.n, figure.n_clusters, figure.se) == (2, 1, None)
@@ -291,10 +338,10 @@ def test_cost_is_what_the_calls_took():
     )
     cost = summarize(rows, price=(2.0, 10.0)).cost
     assert (cost.calls, cost.prompt_tokens, cost.completion_tokens) == (5, 250, 15)
-    assert cost.dollars == pytest.approx((250 * 2 + 15 * 10) / 1e6)
-    assert cost.dollars_per_verdict == pytest.approx(cost.dollars / 2)
+    assert cost.cost == pytest.approx((250 * 2 + 15 * 10) / 1e6)
+    assert cost.cost_per_verdict == pytest.approx(cost.cost / 2)
     assert (cost.calls_per_verdict, cost.wasted) == (2.5, pytest.approx(2 / 5))
-    assert summarize(rows).cost.dollars is None
+    assert summarize(rows).cost.cost is None
 
 
 def test_the_gain_is_told_by_how_much_was_changed_within_each_language():
@@ -331,6 +378,44 @@ def test_length_is_taken_away_where_it_was_all():
     assert french.length.low < 0.5 < french.length.high
     assert french.length.phi_low > 0
     assert report.figures.length == french.length
+
+
+def test_the_mean_at_equal_length_has_an_interval_and_each_language_shows_its_own():
+    rng = np.random.default_rng(22)
+    margins = rng.choice([1, 0, -1], (100, 2), p=[0.5, 0.2, 0.3])
+    lengths = [rng.integers(100, 900, 200).tolist() for _ in range(2)]
+    report = summarize(in_languages(margins, len_a=lengths[0], len_b=lengths[1]))
+    mean = report.macro.length_controlled
+    assert mean.value == pytest.approx(np.mean([group.length.win_score for group in report.tables["language"]]))
+    assert mean.low < 0.6 < mean.high
+    assert (mean.n, mean.n_clusters) == (200, 100)
+    for group in report.tables["language"]:
+        ends = f"{100 * group.length.win_score:.1f} % ({100 * group.length.low:.1f} to {100 * group.length.high:.1f})"
+        assert ends in report.to_markdown()
+
+
+def test_what_the_judge_did_has_an_interval_that_draws_questions():
+    pairs = [("a", "a"), ("a", "a"), ("a", "b"), ("tie", "b"), ("a", None), (None, None)] * 10
+    once = summarize(orders(pairs)).figures
+    assert (once.consistent.value, once.opposite.value, once.first_place.value) == (0.5, 0.25, 0.5)
+    assert (once.consistent.n, once.covered.n, once.covered.value) == (40, 60, pytest.approx(40 / 60))
+    twice = orders(pairs * 2).remove_columns("id").add_column("id", [*range(60), *range(60)])
+    twice = summarize(twice.add_column("turn", [1] * 60 + [2] * 60)).figures
+    for name in ("consistent", "opposite", "first_place", "covered"):
+        one, other = getattr(once, name), getattr(twice, name)
+        assert one.low < one.value < one.high
+        assert other.high - other.low == pytest.approx(one.high - one.low, abs=0.02)  # no more questions than before
+    assert summarize(scored([1, 0]).remove_columns(["verdict_ab", "verdict_ba"])).figures.consistent.value is None
+
+
+def test_agreement_between_languages_is_told_with_its_questions():
+    rng = np.random.default_rng(23)
+    one = rng.choice([1, 0, -1], 60)
+    macro = summarize(in_languages(np.stack([one, one, one], axis=1))).macro
+    assert (macro.fleiss, macro.complete) == (pytest.approx(1), 60)
+    unrelated = summarize(in_languages(rng.choice([1, 0, -1], (60, 3))))
+    assert abs(unrelated.macro.fleiss) < 0.2
+    assert "on 60 questions judged in all" in unrelated.to_markdown()
 
 
 def test_the_judges_own_probability_is_averaged():
@@ -412,6 +497,10 @@ def test_the_order_of_the_rows_does_not_matter(rows, random):
     flags = dict(zip([row[:2] for row in rows], verdicts["off_language_b"][:], strict=True))
     turned = made_of(shuffled).remove_columns("off_language_b")
     turned = turned.add_column("off_language_b", [flags[row[:2]] for row in shuffled])
+    for side, factor in (("len_a", 7), ("len_b", 11)):
+        lengths = {row[:2]: at * factor % 23 for at, row in enumerate(rows)}
+        verdicts = verdicts.add_column(side, [lengths[row[:2]] for row in rows])
+        turned = turned.add_column(side, [lengths[row[:2]] for row in shuffled])
     one, other = (summarize(each, n_resamples=40).to_dict() for each in (verdicts, turned))
     one["provenance"].pop("fingerprint"), other["provenance"].pop("fingerprint")
 
@@ -441,6 +530,16 @@ def test_the_fingerprint_is_that_of_the_verdicts():
     one, other = scored([1, 0, -1]), scored([1, 0, 1])
     assert summarize(one).provenance.fingerprint == summarize(scored([1, 0, -1])).provenance.fingerprint
     assert summarize(one).provenance.fingerprint != summarize(other).provenance.fingerprint
+
+
+def test_the_fingerprint_and_the_provenance_know_what_else_the_figures_rest_on():
+    rows = scored([1, 0, -1], len_a=[1, 2, 3], judge_settings=['{"swap": true}'] * 3)
+    report = summarize(rows)
+    assert report.provenance.judge_settings == ('{"swap": true}',)
+    assert '`{"swap": true}`' in report.to_markdown()
+    for name, other in (("len_a", [1, 2, 4]), ("judge_settings", ['{"swap": false}'] * 3)):
+        changed = rows.remove_columns(name).add_column(name, other)
+        assert summarize(changed).provenance.fingerprint != report.provenance.fingerprint
 
 
 def test_the_same_seed_gives_the_same_report_and_another_one_other_ends():
@@ -751,6 +850,16 @@ def test_small_cells_show_counts_instead_of_percentages():
     assert "10 of 10" in math_line  # the same verdict in both orders
     assert "%" not in math_line
     assert "100.0 %" in stem_line
+
+
+def test_ten_questions_in_many_languages_are_still_few():
+    rng = np.random.default_rng(24)
+    margins = rng.choice([1, 0, -1], (30, 4))
+    category = np.repeat(["math"] * 10 + ["stem"] * 20, 4).tolist()
+    lines = summarize(in_languages(margins, category=category)).to_markdown().splitlines()
+    (line,) = [each for each in lines if each.startswith("| `math")]
+    assert "of 40" in line
+    assert "%" not in line
 
 
 def test_a_dict_of_the_report_is_json_and_holds_no_nan():

@@ -15,6 +15,7 @@ from midb.judging.statistics import (
     cluster_table,
     clustered_se,
     detectable,
+    few_clusters,
     holm,
     interval,
     joint_bootstrap,
@@ -22,6 +23,8 @@ from midb.judging.statistics import (
     paired_difference,
     permutation_test,
     sign_test,
+    unseen,
+    widened,
     wilcoxon_test,
     wilson,
 )
@@ -368,3 +371,23 @@ def test_a_paired_difference_turns_with_its_sides(pairs):
     assert ours.difference == close(-turned.difference)
     assert ours.p_value == turned.p_value
     assert (ours.low, ours.high) == close((-turned.high, -turned.low))
+
+
+# Few clusters
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(20, 1), (30, 10), (57, 3), (40, 0)])
+def test_what_was_not_seen_of_wins_and_losses_is_wilsons(wins, losses):
+    low, high = wilson(wins, wins + losses)
+    down, up = unseen([1.0] * wins + [0.0] * losses)
+    assert wins / (wins + losses) - down == pytest.approx(low)
+    assert up == 0 or up <= high
+
+
+def test_a_wide_spread_has_shown_what_there_is():
+    rng = np.random.default_rng(0)
+    means = rng.random(200)
+    assert max(unseen(means)) < 1.96 * means.std() / 200**0.5 * 1.3
+    assert few_clusters(5) == pytest.approx(2.776 / 1.960 * 1.25**0.5, abs=0.001)
+    assert 1 < few_clusters(80) < 1.03
+    assert widened(0.5, (0.4, 0.6), [0.5]) == pytest.approx((0.5 - 0.5 * 0.793, 0.5 + 0.5 * 0.793), abs=0.01)

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from midb.errors import require_extra
-from midb.judging.statistics import SCORE, cluster_table, interval, joint_bootstrap
+from midb.judging.statistics import SCORE, Z, cluster_table, interval, joint_bootstrap
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 ORDER = ("a", "tie", "b")  # the order that weighted kappas need
 CODE = {verdict: at for at, verdict in enumerate(ORDER)}
-Z = 1.959963984540054  # of a 95 % interval
 
 
 # With itself
@@ -265,7 +264,6 @@ class CrossLanguage:
     questions: int
     complete: int  # questions with a verdict in every language: those that Fleiss' kappa reads
     fleiss: float | None
-    alpha: float | None  # Krippendorff's, over all questions, gaps included
     languages: Mapping[str, LanguageAgreement] = field(default_factory=dict)
     pairwise: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)  # share of the same verdict
 
@@ -319,7 +317,6 @@ def cross_language(
         questions=len(rows),
         complete=len(complete),
         fleiss=fleiss_kappa(complete),
-        alpha=krippendorff_alpha([[None if code < 0 else ORDER[code] for code in row] for row in given.T.tolist()]),
         languages={
             language: _against_majority(votes[counted[:, at], at].T @ majority[counted[:, at], at], draws[:, at])
             for language, at in columns.items()

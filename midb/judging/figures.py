@@ -4,24 +4,29 @@ Knows arrays and statistics; no dataset and no words. Every rate is computed as 
 its sign exactly when the two sides are exchanged, and becomes a score at the end: so the exchanged report is the mirrored one.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from midb.judging.agreement import Consistency, LanguageAgreement, cross_language, order_consistency
+from midb.judging.agreement import Consistency, CrossLanguage, LanguageAgreement, cross_language, order_consistency
 from midb.judging.health import related_to_nothing
-from midb.judging.length import LengthControl, length_controlled
+from midb.judging.length import LengthControl, length_controlled, length_controlled_mean
 from midb.judging.rows import UNANSWERED, Rows
 from midb.judging.statistics import (
+    SCORE,
     clustered_se,
     detectable,
+    few_clusters,
     holm,
     interval,
     joint_bootstrap,
     permutation_test,
     sign_test,
+    unseen,
+    widened,
     wilson,
 )
 
@@ -33,12 +38,17 @@ if TYPE_CHECKING:
 
 DISTANCE = "edit_distance"
 DECILES = 10
+FEW = 20  # questions; up to so many a share says less than the counts, and no error can be estimated well
 FEWEST_CHANGED = 30  # rows for a dose-response: three in a decile
 
 
 @dataclass(frozen=True)
 class Figure:
     """A rate with its 95 % interval. None where there is nothing to compute it from.
+
+    The interval draws questions with replacement, all languages and turns of one together, and takes the middle 95 % of the
+    draws. It is widened for few questions (Student's t) and where nearly all of them went the same way (Wilson's bound for
+    what so many questions need not have shown): see `statistics.widened`.
 
     Attributes:
         value: As a share, 0.5 for half.
@@ -103,12 +113,17 @@ class Group:
         counts: What became of its comparisons.
         win_score: Wins and half the ties (CoachLM's WR1).
         net_margin: Wins less losses; MIDB's published figure.
-        wr2: Wins of the decided ones, with Wilson's interval, widened where questions repeat.
+        wr2: Wins of the decided ones, with Wilson's interval, widened where questions repeat and are few.
         qs: Share that is at least as good.
         p_sign: Exact sign test over questions.
         p_permutation: Sign flips over questions.
         p_holm: The latter, corrected for asking every language.
-        detectable: Smallest true difference of the win score that so many questions find four times of five.
+        detectable: Smallest true difference of the win score that so many questions find four times of five; None for
+            few questions.
+        covered: Share with a verdict of the comparisons that the judge answered.
+        consistent: Share with the same verdict in both orders, of those with a verdict in both.
+        opposite: Share in which one order says a and the other b.
+        first_place: Share leaning to the answer shown first less that leaning to the second: 0 is no taste for a place.
         orders: How often the judge kept its verdict when the two answers changed places.
         agreement: How far a language's verdicts agree with those of the others on the same question.
         unreliable: The judge's verdicts in this language are related neither to each other nor to other languages.
@@ -126,6 +141,10 @@ class Group:
     p_permutation: float | None
     p_holm: float | None
     detectable: float | None
+    covered: Figure
+    consistent: Figure
+    opposite: Figure
+    first_place: Figure
     orders: Consistency | None
     agreement: LanguageAgreement | None = None
     unreliable: bool = False
@@ -146,6 +165,8 @@ class Macro:
         below_half: Languages whose interval lies below.
         languages: How many there are.
         length_controlled: Mean of the win scores at equal length, over the languages that have one.
+        fleiss: Fleiss' kappa of the languages' verdicts on the same question: 0 is chance.
+        complete: How many questions, with their turns, have a verdict in every language: those that it reads.
     """
 
     mean: Figure
@@ -155,7 +176,9 @@ class Macro:
     above_half: int
     below_half: int
     languages: int
-    length_controlled: float | None
+    length_controlled: Figure | None
+    fleiss: float | None
+    complete: int
 
 
 class Figures:
@@ -175,7 +198,12 @@ class Figures:
         margins = [np.where(part, rows.margin, np.nan) for parts in self.parts.values() for _, part in parts]
         at_least = [np.where(np.isnan(each), np.nan, np.where(each < 0, -1.0, 1.0)) for each in margins]
         kept = [] if self.on_language is None else [np.where(self.on_language, each, np.nan) for each in margins]
-        draws = self._draws([*margins, *at_least, *kept])
+        ofjudge = [
+            [np.where(part, each, np.nan) for parts in self.parts.values() for _, part in parts]
+            for each in _habits(rows)
+        ]
+        self.values = [margins, at_least, *ofjudge, *([kept] if kept else [])]
+        draws = self._draws([each for kind in self.values for each in kind])
         self.tables: dict[str, list[Group]] = {}
         self.draws: dict[str, Floats] = {}
         start = 0
@@ -183,62 +211,68 @@ class Figures:
             places = range(start, start + len(parts))
             self.draws[table] = draws[:, places]
             self.tables[table] = [
-                self._group(name, part, [draws[:, kind] for kind in range(at, draws.shape[1], len(margins))])
+                self._group(name, part, at, draws[:, at :: len(margins)])
                 for at, (name, part) in zip(places, parts, strict=True)
             ]
             start += len(parts)
 
-    def _group(self, name: str, part: "Mask", draws: list["Floats"]) -> Group:
-        margin = np.where(part, self.rows.margin, np.nan)
-        at_least = np.where(np.isnan(margin), np.nan, np.where(margin < 0, -1.0, 1.0))
-        win_score = self._score(margin, draws[0])
+    def _group(self, name: str, part: "Mask", at: int, draws: "Floats") -> Group:
+        margin, at_least, covered, same, opposite, lean, *kept = (kind[at] for kind in self.values)
+        win_score = self._score(margin, draws[:, 0])
         by_question = self._sums(margin)
         known = win_score.n > 0
         return Group(
             group=name,
             counts=_tally(self.rows, part),
             win_score=win_score,
-            net_margin=self._figure(margin, draws[0]),
+            net_margin=self._figure(margin, draws[:, 0]),
             wr2=self._decided(margin),
-            qs=self._score(at_least, draws[1]),
+            qs=self._score(at_least, draws[:, 1]),
             p_sign=sign_test(int((by_question > 0).sum()), int((by_question < 0).sum())) if known else None,
             p_permutation=self._permutation(by_question) if known else None,
             p_holm=None,
-            detectable=detectable(win_score.se),
+            detectable=detectable(win_score.se) if win_score.n_clusters > FEW else None,
+            covered=self._score(covered, draws[:, 2]),
+            consistent=self._score(same, draws[:, 3]),
+            opposite=self._score(opposite, draws[:, 4]),
+            first_place=self._figure(lean, draws[:, 5]),
             orders=self._orders(part),
-            on_language=None
-            if self.on_language is None
-            else self._score(np.where(self.on_language, margin, np.nan), draws[2]),
+            on_language=self._score(kept[0], draws[:, 6]) if kept else None,
         )
 
     def languages(self) -> tuple[list[Group], Macro | None]:
         """The figures of each language, what they say of each other, and their mean."""
         corrected = holm([each.p_permutation if each.group else None for each in self.tables["language"]])
-        agreements = self._agreements()
+        across = self._across()
+        lengths, mean = self._lengths()
         groups = []
-        for group, p_holm, (name, part) in zip(self.tables["language"], corrected, self.parts["language"], strict=True):
-            found = agreements.get(name)
-            length = self.length(part) if name else None
+        for group, p_holm in zip(self.tables["language"], corrected, strict=True):
+            name = group.group
+            found = across.languages.get(name) if across else None
+            length = lengths.get(name)
             odd = related_to_nothing(found, group.orders)
             groups.append(replace(group, p_holm=p_holm, agreement=found, unreliable=odd, length=length))
         told = [at for at, group in enumerate(groups) if group.group and group.win_score.value is not None]
-        if len(told) < 2:
+        if len(told) < 2 or across is None:
             return groups, None
-        return groups, self._macro([groups[at] for at in told], self.draws["language"][:, told])
+        return groups, self._macro([groups[at] for at in told], self.draws["language"][:, told], mean, across)
 
-    def _macro(self, groups: list[Group], draws: "Floats") -> Macro:
+    def _macro(self, groups: list[Group], draws: "Floats", length: Figure | None, across: CrossLanguage) -> Macro:
         overall, known = self.tables["all"][0], ~np.isnan(draws)
         # A rare language may miss in a resample, and in the rarest case all of them.
         means = np.where(known, draws, 0).sum(axis=1) / np.where(known.any(axis=1), known.sum(axis=1), np.nan)
         margin = sum(group.net_margin.value or 0.0 for group in groups) / len(groups)
-        low, high = _mirrored(means)
-        lengths = [each.length.win_score for each in groups if each.length and each.length.win_score is not None]
+        codes, names = self.rows.groups["language"]
+        told = np.array([bool(name) for name in names])[codes]
+        by_question = self._means(np.where(told, self.rows.margin, np.nan))
+        low, high = widened(margin, _mirrored(means), by_question, (-1.0, 1.0))
         scores = [(group.group, group.win_score.value or 0.0) for group in groups]
         ends = [(group.win_score.low, group.win_score.high) for group in groups]
         return Macro(
             mean=Figure(
-                _as_score(margin), _as_score(low), _as_score(high), float(np.nanstd(means)) / 2,
-                sum(group.win_score.n for group in groups), overall.win_score.n_clusters,
+                _as_score(margin), _as_score(low), _as_score(high),
+                float(np.nanstd(means)) / 2 if len(by_question) > 1 else None,
+                sum(group.win_score.n for group in groups), len(by_question),
             ),
             micro=overall.win_score.value,
             lowest=min(scores, key=lambda each: each[1]),
@@ -246,19 +280,32 @@ class Figures:
             above_half=sum(low is not None and low > 0.5 for low, _ in ends),
             below_half=sum(high is not None and high < 0.5 for _, high in ends),
             languages=len(groups),
-            length_controlled=sum(lengths) / len(lengths) if lengths else None,
+            length_controlled=length,
+            fleiss=across.fleiss,
+            complete=across.complete,
         )  # fmt: skip
 
     def length(self, part: "Mask") -> LengthControl | None:
         """Win score at equal length; for one language, since lengths of two have no common measure."""
+        return None if (rows := self._length_rows(part)) is None else length_controlled(*rows, seed=self.seed)
+
+    def _lengths(self) -> tuple[dict[str, LengthControl], Figure | None]:
+        """The same for each language, and the mean of these."""
+        parts = {name: rows for name, part in self.parts["language"] if name and (rows := self._length_rows(part))}
+        controls, mean = length_controlled_mean(list(parts.values()), seed=self.seed)
+        figure = None
+        if mean.win_score is not None:
+            figure = Figure(mean.win_score, mean.low, mean.high, None, mean.n, mean.n_clusters)
+        return dict(zip(parts, controls, strict=True)), figure
+
+    def _length_rows(self, part: "Mask") -> tuple[list[float], list[float], list[float], list[int]] | None:
         numbers = self.rows.numbers
         if "len_a" not in numbers or "len_b" not in numbers:
             return None
         known = part & ~np.isnan(self.rows.margin + numbers["len_a"] + numbers["len_b"])
         at = self._sorted(np.flatnonzero(known))
         scores, len_a, len_b = 0.5 + self.rows.margin[at] / 2, numbers["len_a"][at], numbers["len_b"][at]
-        questions = self.rows.question[at].tolist()
-        return length_controlled(scores.tolist(), len_a.tolist(), len_b.tolist(), questions, seed=self.seed)
+        return scores.tolist(), len_a.tolist(), len_b.tolist(), self.rows.question[at].tolist()
 
     def trend(self) -> Figure | None:
         """What the more changed half gains over the less changed one."""
@@ -267,12 +314,16 @@ class Figures:
         lower, upper = (each.net_margin for each in self.tables["halves"])
         if lower.value is None or upper.value is None:
             return None
-        difference = self.draws["halves"][:, 1] - self.draws["halves"][:, 0]
-        low, high = _mirrored(difference)
-        changed = np.logical_or.reduce([part for _, part in self.parts["halves"]])
-        n_clusters = len(np.unique(self.rows.question[changed]))
-        se = float(np.nanstd(difference)) / 2
-        return Figure((upper.value - lower.value) / 2, low / 2, high / 2, se, upper.n + lower.n, n_clusters)
+        draws, difference = self.draws["halves"], upper.value - lower.value
+        values = [np.where(part, self.rows.margin, np.nan) for _, part in self.parts["halves"]]
+        means = self._means(np.where(np.isnan(values[0]), values[1], values[0]))
+        (low_down, low_up), (up_down, up_up) = (unseen(self._means(each), (-1.0, 1.0)) for each in values)
+        ends = _mirrored(draws[:, 1] - draws[:, 0])
+        low, high = widened(
+            difference, ends, means, (-2.0, 2.0), (math.hypot(up_down, low_up), math.hypot(up_up, low_down))
+        )
+        se = float(np.nanstd(draws[:, 1] - draws[:, 0])) / 2
+        return Figure(difference / 2, low / 2, high / 2, se, upper.n + lower.n, len(means))
 
     def preference(self) -> Figure | None:
         """Mean of the judge's own probability that a is better."""
@@ -315,10 +366,7 @@ class Figures:
         if not n:
             return Figure(None, None, None, None, 0, 0)
         mean = float(values[known].mean())
-        low, high = _mirrored(draws)
-        if not low < high:  # all alike: what so few questions cannot have shown, by Wilson's bound
-            unseen = 1 - _wilson(n_clusters, n_clusters)[0]
-            low, high = mean - unseen * (1 + mean), mean + unseen * (1 - mean)
+        low, high = widened(mean, _mirrored(draws), self._means(values), (-1.0, 1.0))
         return Figure(mean, low, high, clustered_se(values[known].tolist(), questions.tolist()), n, n_clusters)
 
     def _score(self, values: "Floats", draws: "Floats") -> Figure:
@@ -332,7 +380,10 @@ class Figures:
         )
 
     def _decided(self, margin: "Floats") -> Figure:
-        """Wins of the decided ones; Wilson's interval counts questions that repeat for less (Kish's design effect)."""
+        """Wins of the decided ones; Wilson's interval counts questions that repeat for less (Kish's design effect).
+
+        That effect is itself uncertain where questions are few, which Student's t makes up for.
+        """
         decided = np.sign(margin[np.abs(margin) > 0])
         questions = self.rows.question[np.abs(margin) > 0]
         n, n_clusters = len(decided), len(np.unique(questions))
@@ -341,7 +392,9 @@ class Figures:
         mean = float(decided.mean())
         se, naive = clustered_se(decided.tolist(), questions.tolist()), clustered_se(decided.tolist())
         effect = max(1.0, (se / naive) ** 2) if se and naive and n_clusters < n else n / n_clusters
-        low, high = _wilson(max((decided > 0).sum(), (decided < 0).sum()) / effect, n / effect)
+        if 1 < n_clusters < n:
+            effect = min(n, effect * few_clusters(n_clusters) ** 2)
+        low, high = wilson(max((decided > 0).sum(), (decided < 0).sum()) / effect, n / effect) or (0.0, 1.0)
         low, high = 1 - (1 - low), 1 - (1 - high)  # so that the mirrored interval is this one's mirror to the last bit
         if mean < 0:
             low, high = 1 - high, 1 - low
@@ -358,6 +411,11 @@ class Figures:
         known = ~np.isnan(values)
         return np.bincount(self.rows.question[known], values[known], int(self.rows.question.max()) + 1).astype(float)
 
+    def _means(self, values: "Floats") -> "Floats":
+        """Mean of each question that has one."""
+        counts = self._sums(np.where(np.isnan(values), np.nan, 1.0))
+        return self._sums(values)[counts > 0] / counts[counts > 0]
+
     def _permutation(self, by_question: "Floats") -> float:
         return permutation_test(by_question / 2, n_resamples=self.n_resamples, seed=self.seed)
 
@@ -368,21 +426,34 @@ class Figures:
         ab, ba = ([order[at] for at in places] for order in self.rows.orders)
         return order_consistency(ab, ba)
 
-    def _agreements(self) -> dict[str, LanguageAgreement]:
+    def _across(self) -> CrossLanguage | None:
         codes, names = self.rows.groups["language"]
         known = ~np.isnan(self.rows.margin) & np.array([bool(name) for name in names])[codes]
         if len(np.unique(codes[known])) < 2:
-            return {}
+            return None
         at = self._sorted(np.flatnonzero(known))
         verdicts = np.array(["b", "tie", "a"], object)[np.sign(self.rows.margin[at]).astype(int) + 1]
         told = [names[code] for code in codes[at].tolist()]
         shared = self.rows.shared[at].tolist()
-        found = cross_language(shared, told, verdicts.tolist(), n_resamples=self.n_resamples, seed=self.seed)
-        return dict(found.languages)
+        return cross_language(shared, told, verdicts.tolist(), n_resamples=self.n_resamples, seed=self.seed)
 
     def _sorted(self, places: "NDArray[np.int64]") -> "NDArray[np.int64]":
         """By question, since what is drawn elsewhere depends on the order in which questions come."""
         return places[np.argsort(self.rows.shared[places], kind="stable")]
+
+
+def _habits(rows: Rows) -> list["Floats"]:
+    """What each row says of the judge: a verdict (1, else -1), the same in both orders, opposite, leaning to the first place."""
+    nothing = np.full(len(rows.margin), np.nan)
+    covered = np.where(rows.answered, np.where(rows.has_verdict, 1.0, -1.0), nothing)
+    if rows.orders is None:
+        return [covered, nothing, nothing, nothing]
+    ab, ba = (np.array([np.nan if each is None else SCORE[each] for each in order]) for order in rows.orders)
+    lean = ab - ba  # an a with a shown first speaks for the first place, and so does a b with b shown first
+    same, opposite = (
+        np.where(np.isnan(lean), np.nan, np.where(found, 1.0, -1.0)) for found in (lean == 0, np.abs(lean) == 1)
+    )
+    return [covered, same, opposite, np.sign(lean)]
 
 
 def _parts(rows: Rows, column: str) -> list[tuple[str, "Mask"]]:
@@ -453,7 +524,3 @@ def _mirrored(draws: "Floats") -> tuple[float, float]:
     low, high = interval(draws) or (-1.0, 1.0)
     other_low, other_high = interval(-draws) or (-1.0, 1.0)
     return (low - other_high) / 2, (high - other_low) / 2
-
-
-def _wilson(successes: float, n: float) -> tuple[float, float]:
-    return wilson(successes, n) or (0.0, 1.0)

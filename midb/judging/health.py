@@ -109,7 +109,7 @@ def judge_health(
     reasons = [
         f"{control.expected}: so it was in {control.behaved} of {control.n} cases"
         + (f" ({control.unread} without a verdict in both orders)" if control.unread else "")
-        + f", and a judge that is right 19 times of 20 gets {control.needed} or more"
+        + f", and {_good(control)} gets {control.needed} or more"
         for control in kinds
         if control.passed is False
     ]
@@ -152,6 +152,10 @@ def _control(kind: str, outcomes: Sequence[bool | None]) -> Control:
     found = Control(kind, expected, len(outcomes), sum(map(bool, outcomes)), outcomes.count(None), 0, None)
     needed = _needed([found])
     return replace(found, needed=needed, passed=found.behaved >= needed if needed else None)
+
+
+def _good(control: Control) -> str:
+    return "a judge that obeys no answer" if control.kind == "planted" else "a judge that is right 19 times of 20"
 
 
 def _needed(controls: Sequence[Control]) -> int:

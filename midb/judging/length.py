@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from midb.errors import require_extra
-from midb.judging.statistics import CHUNK_CELLS, interval, resamples
+from midb.judging.statistics import CHUNK_CELLS, cluster_table, interval, resamples, widened
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -36,6 +36,16 @@ class LengthControl(NamedTuple):
     phi_low: float | None
     phi_high: float | None
     n: int
+
+
+class LengthMean(NamedTuple):
+    """Mean over the languages of the win scores at equal length, with its 95 % interval; None without any."""
+
+    win_score: float | None
+    low: float | None
+    high: float | None
+    n: int
+    n_clusters: int
 
 
 def length_controlled(
@@ -63,28 +73,102 @@ def length_controlled(
 
     Source: The model of AlpacaEval's length-controlled win rate (arXiv 2404.04475), without its term for questions.
     """
-    known = np.flatnonzero(~np.isnan(np.array(scores, float))).tolist()
-    centred = np.array(scores, float)[known] - 0.5  # exactly opposite for the two sides, and so is all that follows
-    gaps = (np.array(len_a, float) - np.array(len_b, float))[known]
-    n = len(known)
-    theta, phi = _fit(centred, gaps, np.ones((1, n))) if n >= FEWEST else (np.array([np.nan]),) * 2
-    if np.isnan(theta[0]):
-        return LengthControl(None, None, None, None, None, None, n)
-    names = known if clusters is None else [clusters[at] for at in known]
-    row_of = {name: at for at, name in enumerate(dict.fromkeys(names))}
-    cluster = np.array([row_of[name] for name in names])
-    fits = [
-        _fit(centred, gaps, part[:, cluster])
-        for weights in resamples(len(row_of), n_resamples, seed)
-        for part in np.array_split(weights, math.ceil(len(weights) * n / CHUNK_CELLS))
-    ]
-    draws = np.concatenate(fits, axis=1)
-    low, high = interval(_win_score(draws[0]), defined=DEFINED) or (None, None)
-    score = float(_win_score(theta[0]))
-    if not gaps.any():
-        return LengthControl(score, low, high, None, None, None, n)
-    phi_low, phi_high = interval(draws[1], defined=DEFINED) or (None, None)
-    return LengthControl(score, low, high, float(phi[0]), phi_low, phi_high, n)
+    rows = range(len(scores)) if clusters is None else clusters
+    (found,), _ = length_controlled_mean([(scores, len_a, len_b, rows)], n_resamples=n_resamples, seed=seed)
+    return found
+
+
+def length_controlled_mean(
+    languages: Sequence[tuple[Sequence[float | None], Sequence[float], Sequence[float], Sequence[Hashable]]],
+    *,
+    n_resamples: int = 1_000,
+    seed: int = 0,
+) -> tuple[list[LengthControl], LengthMean]:
+    """Fit each language for itself, and take the mean of those that have a score, each counting the same.
+
+    A resample of the questions is the same in all languages, so their mean in a resample is a draw of the mean.
+
+    Args:
+        languages: Scores, lengths of a and of b, and questions, as `length_controlled` takes them.
+        n_resamples: Resamples of questions; all fits are repeated in each.
+        seed: The same seed gives the same intervals.
+    """
+    fits = [_Language(*language) for language in languages]
+    questions = {name: at for at, name in enumerate(sorted({name for fit in fits for name in fit.questions}, key=repr))}
+    told = [fit for fit in fits if not np.isnan(fit.theta)]
+    if told:
+        for weights in resamples(len(questions), n_resamples, seed):
+            for fit in told:
+                fit.draw(weights[:, [questions[name] for name in fit.questions]])
+    controls = [fit.control() for fit in fits]
+    found = [control for control in controls if control.win_score is not None]
+    if not found:
+        return controls, LengthMean(None, None, None, 0, 0)
+    draws = np.stack([_win_score(np.concatenate(fit.draws, axis=1)[0]) for fit in told])
+    known = ~np.isnan(draws)
+    means = np.where(known, draws, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
+    score = math.fsum(control.win_score or 0.0 for control in found) / len(found)
+    low = high = None
+    if all(control.low is not None for control in found) and (ends := interval(means, defined=DEFINED)):
+        by_question: dict[Hashable, list[float]] = {}
+        for fit in told:
+            for name, value in zip(fit.questions, fit.centred.tolist(), strict=True):
+                by_question.setdefault(name, []).append(value)
+        low, high = _widened(score, ends, [math.fsum(values) / len(values) for values in by_question.values()])
+    n_clusters = len({name for fit in told for name in fit.questions})
+    return controls, LengthMean(score, low, high, sum(control.n for control in found), n_clusters)
+
+
+class _Language:
+    """The fit of one language, and of its resamples."""
+
+    def __init__(
+        self,
+        scores: Sequence[float | None],
+        len_a: Sequence[float],
+        len_b: Sequence[float],
+        questions: Sequence[Hashable],
+    ) -> None:
+        values = np.array(scores, float)
+        known = np.flatnonzero(~np.isnan(values)).tolist()
+        self.questions = [questions[at] for at in known]
+        self.centred = values[known] - 0.5  # exactly opposite for the two sides, and so is all that follows
+        self.gaps = (np.array(len_a, float) - np.array(len_b, float))[known]
+        self.draws: list[NDArray[np.float64]] = []
+        n = len(known)
+        self.theta, self.phi = (
+            (float(each[0]) for each in _fit(self.centred, self.gaps, np.ones((1, n))))
+            if n >= FEWEST
+            else (math.nan, math.nan)
+        )
+
+    def draw(self, weights: "NDArray[np.float64]") -> None:
+        """Repeat the fit; a row of weights says how often a resample holds each row."""
+        seen = weights.any(axis=1)
+        found = np.full((2, len(weights)), np.nan)
+        for part in np.array_split(np.flatnonzero(seen), math.ceil(weights.size / CHUNK_CELLS)):
+            found[:, part] = _fit(self.centred, self.gaps, weights[part])
+        self.draws.append(found)
+
+    def control(self) -> LengthControl:
+        n = len(self.centred)
+        if math.isnan(self.theta):
+            return LengthControl(None, None, None, None, None, None, n)
+        theta, phi = np.concatenate(self.draws, axis=1)
+        score, low, high = float(_win_score(self.theta)), None, None
+        if ends := interval(_win_score(theta), defined=DEFINED):
+            means = cluster_table(self.centred.tolist(), self.questions)
+            low, high = _widened(score, ends, (means.sums / means.counts)[:, 0].tolist())
+        if not self.gaps.any():
+            return LengthControl(score, low, high, None, None, None, n)
+        phi_low, phi_high = interval(phi, defined=DEFINED) or (None, None)
+        return LengthControl(score, low, high, self.phi, phi_low, phi_high, n)
+
+
+def _widened(score: float, ends: tuple[float, float], means: Sequence[float]) -> tuple[float, float]:
+    """As of a plain win score; around one half, so that the other side's interval is the mirrored one."""
+    low, high = widened(score - 0.5, (ends[0] - 0.5, ends[1] - 0.5), means, (-0.5, 0.5))
+    return 0.5 + low, 0.5 + high
 
 
 def _win_score(theta: "ArrayLike") -> "NDArray[np.float64]":

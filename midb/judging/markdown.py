@@ -9,13 +9,14 @@ from html import escape
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
+from midb.judging.figures import FEW
+
 if TYPE_CHECKING:
     from midb.judging.figures import Figure, Group
     from midb.judging.length import LengthControl
     from midb.judging.report import Report
 
-FEW = 20  # comparisons; up to so many a share says less than the counts
-LONGEST = 60  # characters of a name
+LONGEST, SETTINGS = 60, 600  # characters of a name, and of a judge's settings
 TITLES = {"edit_distance": "how much was changed (tenths of each language, 0: equal answers)"}
 
 
@@ -28,14 +29,14 @@ def report_text(report: "Report") -> str:
     """The report in a few lines."""
     if not report.health.fit:
         return "\n".join(
-            [withheld(report), *(f"- {reason}" for reason in report.health.reasons), _counts(report, _printable)]
+            [withheld(report), *(f"- {reason}" for reason in report.health.reasons), _counts(report, printable)]
         )
     return "\n".join(
         [
-            _headline(report, _printable),
-            _counts(report, _printable),
-            *_spread(report, _printable),
-            _health(report, _printable),
+            _headline(report, printable),
+            _counts(report, printable),
+            *_spread(report, printable),
+            _health(report, printable),
         ]
     )
 
@@ -114,8 +115,8 @@ def _figures(report: "Report") -> str:
     line("at least as good (QS)", of_all.qs)
     if of_all.counts.off_language_a or of_all.counts.off_language_b:
         line("win score without answers in another language", of_all.on_language)
-    if macro and macro.length_controlled is not None:
-        lines.append(("win score at equal length, mean of the languages", _share(macro.length_controlled), "", ""))
+    if macro and macro.length_controlled:
+        line("win score at equal length, mean of the languages", macro.length_controlled)
     elif of_all.length and of_all.length.win_score is not None:
         lines.append(("win score at equal length", _ends(of_all.length), f"{of_all.length.n:,}", ""))
     line("the judge's own probability", report.preference)
@@ -148,13 +149,16 @@ class _Column(NamedTuple):
 _COLUMNS = (
     _Column("win–tie–loss", lambda group: f"{group.counts.win:,}–{group.counts.tie:,}–{group.counts.loss:,}"),
     _Column("win score (95 % interval)", lambda group: _few_or_percent(group)),
-    _Column("net margin", lambda group: "" if group.win_score.n <= FEW else _share(group.net_margin.value, sign=True)),
-    _Column("at equal length", lambda group: _share(group.length.win_score) if group.length else ""),
+    _Column(
+        "net margin",
+        lambda group: "" if group.win_score.n_clusters <= FEW else _share(group.net_margin.value, sign=True),
+    ),
+    _Column("at equal length", lambda group: _ends(group.length) if group.length else ""),
     _Column("p (Holm)", lambda group: _p(group.p_holm)),
     _Column("without wrong language", lambda group: _on_language(group)),
     _Column("no verdict", lambda group: _count(sum(group.counts.no_verdict.values())), figure=False),
-    _Column("same in both orders", lambda group: _order(group, "consistent"), figure=False),
-    _Column("opposite", lambda group: _order(group, "opposite"), figure=False),
+    _Column("same in both orders", lambda group: _rate(group.consistent), figure=False),
+    _Column("opposite", lambda group: _rate(group.opposite), figure=False),
     _Column("agrees with others", lambda group: _agreement(group), figure=False),
     _Column("wrong language (both sides)", lambda group: _off_language(group), figure=False),
 )
@@ -176,18 +180,18 @@ def _few_or_percent(group: "Group") -> str:
     figure = group.win_score
     if figure.value is None:
         return ""
-    return _percent(figure) if figure.n > FEW else _of(figure.value, figure.n)
+    return _percent(figure) if figure.n_clusters > FEW else _of(figure.value, figure.n, few=True)
 
 
 def _on_language(group: "Group") -> str:
     """Only where it is another number."""
     if not (group.counts.off_language_a or group.counts.off_language_b) or group.on_language is None:
         return ""
-    return _share(group.on_language.value) if group.on_language.n > FEW else ""
+    return _share(group.on_language.value) if group.on_language.n_clusters > FEW else ""
 
 
-def _order(group: "Group", which: str) -> str:
-    return _of(getattr(group.orders, which), group.orders.n) if group.orders else ""
+def _rate(figure: "Figure") -> str:
+    return "" if figure.value is None else _of(figure.value, figure.n, few=figure.n_clusters <= FEW)
 
 
 def _agreement(group: "Group") -> str:
@@ -203,16 +207,24 @@ def _health(report: "Report", quote: Callable[[str], str]) -> str:
     health, orders = report.health, report.figures.orders
     parts = [f"{control.expected} {control.behaved} of {control.n}" for control in health.controls]
     parts += health.notes
-    parts.append(f"coverage {_share(health.coverage)}" if health.coverage is not None else "it was asked nothing")
+    parts.append(
+        f"coverage {_percent(report.figures.covered)}" if health.coverage is not None else "it was asked nothing"
+    )
     if orders and orders.n:
         parts.append(
-            f"in both orders the same verdict {_share(orders.consistent)}, opposite {_share(orders.opposite)}; leaning to the "
-            f"first place {_share(orders.first)}, to the second {_share(orders.second)}"
+            f"in both orders the same verdict {_percent(report.figures.consistent)}, opposite "
+            f"{_percent(report.figures.opposite)}; leaning to the first place {_share(orders.first)}, to the second "
+            f"{_share(orders.second)}, a difference of {_percent(report.figures.first_place, points=True)}"
         )
     elif "orders" in report.absent:
         parts.append(report.absent["orders"])
     if report.decided_mass is not None:
         parts.append(f"probability of the verdict words {_share(report.decided_mass)}")
+    if report.macro and report.macro.fleiss is not None:
+        parts.append(
+            f"verdicts on a question agree between the languages with Fleiss' kappa {report.macro.fleiss:.2f} (on "
+            f"{report.macro.complete:,} questions judged in all, 0 is chance)"
+        )
     if odd := [quote(group.group) for group in report.tables.get("language", ()) if group.unreliable]:
         parts.append(
             f"no better than a coin in {', '.join(odd)}, where it agrees neither with itself nor with other languages"
@@ -224,7 +236,8 @@ def _meaning(report: "Report") -> str:
     """What the intervals cover, and what is noise."""
     text = (
         f"The intervals draw whole questions, with all their languages and turns, {report.provenance.n_resamples:,} times: they "
-        "say how much hangs on which questions were asked, and nothing of another judge, prompt or decoding."
+        "say how much hangs on which questions were asked, and nothing of another judge, prompt or decoding. They are widened for "
+        "few questions, and for what so many need not have shown."
     )
     known = [each for each in report.tables.get("language", (report.figures,)) if each.detectable is not None]
     if known:
@@ -244,9 +257,9 @@ def _cost(report: "Report") -> list[str]:
         parts.append(f"{cost.prompt_tokens:,} prompt and {cost.completion_tokens:,} completion tokens")
     if cost.calls_per_verdict is not None:
         parts.append(f"{cost.calls_per_verdict:.2f} calls a verdict")
-    if cost.dollars is not None:
-        each = "" if cost.dollars_per_verdict is None else f" ({cost.dollars_per_verdict:.4f} a verdict)"
-        parts.append(f"{cost.dollars:,.2f} dollars{each}")
+    if cost.cost is not None:
+        each = "" if cost.cost_per_verdict is None else f" ({cost.cost_per_verdict:.4f} a verdict)"
+        parts.append(f"{cost.cost:,.2f} in the currency of the price{each}")
     if cost.wasted is not None:
         parts.append(f"{_share(cost.wasted)} of the calls gave no verdict")
     return [f"Cost, controls apart: {', '.join(parts)}."]
@@ -261,6 +274,7 @@ def _provenance(report: "Report") -> str:
         if judges
         else "The rows do not name their judge"
     )
+    by += "".join(f"; settings {_code(each, SETTINGS)}" for each in made.judge_settings[:5])
     absent = "; ".join(f"{what} ({why})" for what, why in report.absent.items() if what != "controls")
     return (
         f"{by}; rule {made.rule}, seed {made.seed}, {made.rows:,} rows with the fingerprint {_code(made.fingerprint)}, "
@@ -296,9 +310,9 @@ def _ends(control: "LengthControl") -> str:
     return f"{_share(control.win_score)}{ends}"
 
 
-def _of(share: float | None, n: int) -> str:
+def _of(share: float | None, n: int, few: bool = False) -> str:
     """A share, or the counts where they are few."""
-    return _share(share) if share is None or n > FEW else f"{round(share * n, 2):g} of {n}"
+    return f"{round(share * n, 2):g} of {n}" if share is not None and (few or n <= FEW) else _share(share)
 
 
 def _count(count: int) -> str:
@@ -309,12 +323,12 @@ def _p(value: float | None) -> str:
     return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _printable(label: str) -> str:
+def printable(label: str, longest: int = LONGEST) -> str:
     """One short line without anything that commands a terminal or turns the direction of the text."""
     text = " ".join("".join(each if each.isprintable() else " " for each in label).split())
-    return (text if len(text) <= LONGEST else text[: LONGEST - 1] + "…") or "unknown"
+    return (text if len(text) <= longest else text[: longest - 1] + "…") or "unknown"
 
 
-def _code(label: str) -> str:
+def _code(label: str, longest: int = LONGEST) -> str:
     """A code span, in which everything is text; what could end it or a table's cell is replaced."""
-    return f"`{_printable(label.translate({ord('`'): chr(39), ord('|'): '¦'}))}`"
+    return f"`{printable(label.translate({ord('`'): chr(39), ord('|'): '¦'}), longest)}`"

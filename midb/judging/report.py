@@ -33,9 +33,9 @@ class Cost:
         remembered: Those that a journal answered.
         prompt_tokens: Sent.
         completion_tokens: Received.
-        dollars: By `price`, as if nothing had been remembered.
+        cost: By `price` and in its currency, as if nothing had been remembered.
         calls_per_verdict: Requests for one comparison with a verdict, those that needed none included.
-        dollars_per_verdict: Likewise.
+        cost_per_verdict: Likewise.
         wasted: Share of the requests that gave no verdict.
     """
 
@@ -43,9 +43,9 @@ class Cost:
     remembered: int | None
     prompt_tokens: int | None
     completion_tokens: int | None
-    dollars: float | None
+    cost: float | None
     calls_per_verdict: float | None
-    dollars_per_verdict: float | None
+    cost_per_verdict: float | None
     wasted: float | None
 
 
@@ -55,6 +55,7 @@ class Provenance:
 
     judged_by: tuple[str, ...]
     judge_identity: tuple[str, ...]
+    judge_settings: tuple[str, ...]
     rows: int
     fingerprint: str
     rule: str
@@ -123,7 +124,10 @@ class Report:
         return Dataset.from_dict({name: [row.get(name) for row in rows] for name in kinds}, features)
 
     def plot(self, path: str | Path | None = None) -> Path:
-        """Draw the languages and the dose-response as a PNG, by default `report.png` in the current folder."""
+        """Draw the languages and the dose-response as a PNG, by default `report.png` in the current folder.
+
+        A report without a headline is drawn without figures: only why.
+        """
         from midb.judging.plot import plot_report
 
         return plot_report(self, Path("report.png") if path is None else Path(path))
@@ -149,7 +153,7 @@ def summarize(
         names: What datasets a and b are called.
         rule: How two orders make one outcome. `conservative`: what is not unanimous is a tie. `average`: each order counts
             half. `decisive`: a win and a tie make a win, and opposite wins are left out.
-        price: Dollars per million prompt tokens and per million completion tokens.
+        price: Money per million prompt tokens and per million completion tokens.
         seed: The same rows and seed give the same report.
         n_resamples: Of the bootstrap and of the permutation tests.
 
@@ -179,6 +183,7 @@ def summarize(
     provenance = Provenance(
         judged_by=rows.sources.get("judged_by", ()),
         judge_identity=rows.sources.get("judge_identity", ()),
+        judge_settings=rows.sources.get("judge_settings", ()),
         rows=len(rows.margin),
         fingerprint=rows.fingerprint,
         rule=rule,
@@ -209,7 +214,7 @@ def _check_arguments(names: Any, rule: Any, price: Any, n_resamples: int) -> Non
         raise ValueError(f"rule={rule!r:.80} is not a choice; use 'conservative', 'average' or 'decisive'")
     if price is not None and (len(price) != 2 or not all(math.isfinite(each) and each >= 0 for each in price)):
         raise ValueError(
-            f"price={price!r:.80} cannot be; give dollars per million prompt tokens and per million completion tokens"
+            f"price={price!r:.80} cannot be; give what a million prompt tokens and a million completion tokens cost"
         )
     if n_resamples < 1:
         raise ValueError(f"n_resamples={n_resamples} gives no interval; use 1,000 or more")
@@ -221,9 +226,9 @@ def _cost(rows: Rows, price: tuple[float, float] | None) -> Cost:
 
     calls, prompt_tokens, completion_tokens = total("calls"), total("prompt_tokens"), total("completion_tokens")
     decided = int(rows.has_verdict.sum())
-    dollars = answered = None
+    cost = answered = None
     if price and prompt_tokens is not None and completion_tokens is not None:
-        dollars = (prompt_tokens * price[0] + completion_tokens * price[1]) / 1e6
+        cost = (prompt_tokens * price[0] + completion_tokens * price[1]) / 1e6
     if calls and rows.orders is not None:
         called = rows.numbers["calls"] > 0
         answered = sum(int((called & np.array([each is not None for each in order])).sum()) for order in rows.orders)
@@ -232,9 +237,9 @@ def _cost(rows: Rows, price: tuple[float, float] | None) -> Cost:
         remembered=total("remembered"),
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
-        dollars=dollars,
+        cost=cost,
         calls_per_verdict=None if calls is None or not decided else calls / decided,
-        dollars_per_verdict=None if dollars is None or not decided else dollars / decided,
+        cost_per_verdict=None if cost is None or not decided else cost / decided,
         wasted=None if answered is None or not calls else 1 - answered / calls,
     )
 
@@ -245,6 +250,8 @@ def _absent(rows: Rows, overall: Group, tables: dict[str, tuple[Group, ...]]) ->
     languages = tables.get("language", ())
     if overall.orders is None:
         absent["orders"] = "there are no verdict_ab and verdict_ba"
+    elif not rows.asked.any():
+        absent["orders"] = "the judge was asked nothing"
     elif not rows.asked.any():
         absent["orders"] = "no comparison needed a judge"
     elif not overall.orders.n:
@@ -293,11 +300,21 @@ _NOTHING = Figure(None, None, None, None, 0, 0)
 def _flat(group: Group) -> dict[str, Any]:
     """A group as one row without nesting, with the same names for every group."""
     row = _plain(group.counts) | {"no_verdict": sum(group.counts.no_verdict.values())}
-    for name in ("win_score", "net_margin", "wr2", "qs", "on_language"):
+    for name in (
+        "win_score",
+        "net_margin",
+        "wr2",
+        "qs",
+        "on_language",
+        "covered",
+        "consistent",
+        "opposite",
+        "first_place",
+    ):
         row |= _flat_figure(name, getattr(group, name) or _NOTHING)
     row |= {name: getattr(group, name) for name in ("p_sign", "p_permutation", "p_holm", "detectable", "unreliable")}
     orders = group.orders or order_consistency([], [])
-    row |= {name: getattr(orders, name) for name in ("consistent", "opposite", "preference")}
+    row |= {"preference": orders.preference}
     row |= {"agreement": group.agreement.share if group.agreement else None}
     row |= {"agreement_kappa": group.agreement.kappa if group.agreement else None}
     length = group.length or LengthControl(None, None, None, None, None, None, 0)

@@ -22,11 +22,12 @@ Rule = Literal["conservative", "average", "decisive"]
 
 VERDICTS = ("a", "tie", "b", None)
 MARGIN = np.array([1.0, 0.0, -1.0, np.nan])  # of the verdicts above, in the same order
-TEXTS = ("language", "category", "changed", "status_ab", "status_ba", "judged_by", "judge_identity")
+TEXTS = ("language", "category", "changed", "status_ab", "status_ba", "judged_by", "judge_identity", "judge_settings")
 NUMBERS = (
     "len_a", "len_b", "edit_distance", "p_a", "decided_mass", "prompt_tokens", "completion_tokens", "calls", "remembered",
     "off_language_a", "off_language_b", "token_in_answer",
 )  # fmt: skip
+HASHED = ("len_a", "len_b", "edit_distance")  # figures depend on these too
 ORDERS = ("verdict_ab", "verdict_ba")
 WITHOUT_CALL = ("identical", "forfeit_empty", "no_answer", "unmatched_a", "unmatched_b", "not_run")
 UNANSWERED = ("not_run", "failed")  # a rerun asks again
@@ -106,6 +107,8 @@ def read_rows(verdicts: Any, by: Sequence[str], rule: Rule) -> Rows:
     hashed = {name: values.tolist() for name, values in texts.items() if name != "changed"}
     hashed |= {name: table[name].to_pylist() for name in ("id", "turn") if name in names}
     hashed |= {name: values.tolist() for name, values in codes.items()}
+    numbers = {name: found for name in NUMBERS if name in names and (found := _numbers(table, name)) is not None}
+    hashed |= {name: numbers[name].tolist() for name in HASHED if name in numbers}
     return Rows(
         question=question,
         shared=shared,
@@ -117,11 +120,11 @@ def read_rows(verdicts: Any, by: Sequence[str], rule: Rule) -> Rows:
         answered=asked & ~np.isin(status, UNANSWERED),
         orders=orders,
         groups=groups,
-        numbers={name: found for name in NUMBERS if name in names and (found := _numbers(table, name)) is not None},
+        numbers=numbers,
         controls=_controls(table) if "controls" in names else None,
         sources={
             name: tuple(sorted({each for each in texts[name].tolist() if each}))
-            for name in ("judged_by", "judge_identity")
+            for name in ("judged_by", "judge_identity", "judge_settings")
             if name in texts
         },
         fingerprint=hashlib.sha256(json.dumps(hashed, sort_keys=True, default=str).encode()).hexdigest()[:16],

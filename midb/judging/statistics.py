@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SCORE = {"a": 1.0, "tie": 0.5, "b": 0.0}
 # Cells of a matrix of resamples that are held at a time: 8 MB of floats, whatever the number of questions.
 CHUNK_CELLS = 2**20
+Z = 1.959963984540054  # of a 95 % interval
 
 
 class Counts(NamedTuple):
@@ -180,9 +181,64 @@ def interval(draws: "ArrayLike", level: float = 0.95, *, defined: float = 0.0) -
     return float(low), float(high)
 
 
+def few_clusters(n_clusters: int) -> float:
+    """By how much an interval from the spread of so many clusters is too short: Student's t, and G for G - 1."""
+    require_extra("scipy", "judge")
+    from scipy.stats import t
+
+    if n_clusters < 2:
+        return 1.0
+    return float(t.ppf(0.975, n_clusters - 1)) / Z * (n_clusters / (n_clusters - 1)) ** 0.5
+
+
+def widened(
+    value: float,
+    ends: tuple[float, float],
+    cluster_means: "ArrayLike",
+    bounds: tuple[float, float] = (0.0, 1.0),
+    least: tuple[float, float] | None = None,
+) -> tuple[float, float]:
+    """A bootstrap interval that still holds with few clusters, and where nearly all of them are alike.
+
+    A resample of few clusters varies too little, so both ends are moved away from the value by `few_clusters`; and it draws
+    nothing that was not seen, so each end is at least as far as `unseen` says.
+
+    Args:
+        value: What was observed.
+        ends: Percentile interval of its draws.
+        cluster_means: Mean score of each cluster.
+        bounds: Lowest and highest possible value.
+        least: How far the ends are at least; None is `unseen` of the clusters.
+    """
+    means = np.asarray(cluster_means, float)
+    factor = few_clusters(len(means))
+    down, up = unseen(means, bounds) if least is None else least
+    low = value - max(factor * (value - ends[0]), down)
+    high = value + max(factor * (ends[1] - value), up)
+    return max(bounds[0], low), min(bounds[1], high)
+
+
+def unseen(cluster_means: "ArrayLike", bounds: tuple[float, float] = (0.0, 1.0)) -> tuple[float, float]:
+    """How much lower and higher a mean may be for clusters unlike most, of which there happened to be few or none.
+
+    The share of the clusters below the median one may be larger, by Wilson's bound, and these lie as far below it as those
+    that were seen, of which half a one more is supposed at the very end of the scale; likewise above. Of nothing but wins and losses
+    that is Wilson's interval.
+    """
+    means = np.asarray(cluster_means, float)
+    middle = float(np.median(means))
+
+    def reach(deviations: "NDArray[np.float64]", furthest: float) -> float:
+        apart = deviations[deviations > 0]
+        more = (wilson(len(apart), len(means)) or (0.0, 1.0))[1] - len(apart) / len(means)
+        return more * (float(np.sort(apart).sum()) + furthest / 2) / (len(apart) + 0.5)
+
+    return reach(middle - means, middle - bounds[0]), reach(means - middle, bounds[1] - middle)
+
+
 def detectable(se: float | None) -> float | None:
-    """The smallest true difference that a two-sided test at 5 % finds in 80 % of such runs."""
-    return None if se is None else 2.8 * se
+    """The smallest true difference that a two-sided test at 5 % finds in 80 % of such runs; None where nothing varies."""
+    return 2.8 * se if se else None
 
 
 def wilson(successes: float, n: float) -> tuple[float, float] | None:

@@ -143,14 +143,19 @@ class PairwiseJudge(evaluate.Metric):
             columns = {name: values for name, values in told.items() if values is not None}
             sides = [_side(questions, answers, columns) for answers in (predictions, references)]
             judged = _as_judge(judge, strict).compare(*sides) if verdicts is None else _as_rows(verdicts, *sides)
-        kept = judged if length_control else judged.remove_columns(["len_a", "len_b"])
+        kept = (
+            judged
+            if length_control
+            else judged.remove_columns([name for name in ("len_a", "len_b") if name in judged.column_names])
+        )
         report = summarize(kept, rule=rule, seed=seed, n_resamples=n_resamples)
         result = _figures(report.figures)
         result |= {"judge_fit": report.health.fit, "judge_doubts": "; ".join(report.health.reasons)}
         if report.macro:
             mean = report.macro.mean
             result |= {"macro_win_score": mean.value, "macro_win_score_ci": [mean.low, mean.high]}
-            result["lc_win_score"] = report.macro.length_controlled
+            at_equal_length = report.macro.length_controlled
+            result["lc_win_score"] = at_equal_length.value if at_equal_length else None
         for name in ("language", "category"):
             if name in report.tables:
                 result[f"by_{name}"] = {group.group: _figures(group) for group in report.tables[name]}
