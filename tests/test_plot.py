@@ -67,15 +67,27 @@ def test_the_rows_are_sorted_and_the_mean_stands_below(tmp_path):
     assert {"Korean", "Thai", "Arabic"} < set(labels)
 
 
-def test_a_withheld_headline_is_told_and_its_mean_not_drawn(tmp_path):
+def test_a_withheld_headline_is_told_with_its_reasons_and_no_figure_is_drawn(tmp_path):
     rows = sixteen(CODES[:3])
-    rows = rows.add_column("controls", [controls("constant", [("b", "b")])] * len(rows))
-    report = summarize(rows, n_resamples=50)
-    assert [label for label, *_ in plot._rows(report)][-1] in ("Italian", "Spanish", "French")
+    failed = rows.add_column("controls", [controls("constant", [("b", "b")])] * len(rows))
+    report = summarize(failed, names=("boosted", "raw"), n_resamples=50)
     assert "withheld" in plot._summary(report)
     picture = pixels(report.plot(tmp_path / "withheld.png"))[..., :3]
     assert (np.abs(picture - color(plot.WORSE)).max(axis=2) < 0.02).any()
     assert not (np.abs(picture - color(plot.BETTER)).max(axis=2) < 0.02).any()
+    margins = [{"a": "b", "b": "a", "tie": "tie"}[each] for each in failed["verdict"]]
+    turned = failed.remove_columns(["verdict", "verdict_ab", "verdict_ba"])
+    for name in ("verdict", "verdict_ab", "verdict_ba"):
+        turned = turned.add_column(name, margins)
+    other = summarize(turned, names=("boosted", "raw"), n_resamples=50).plot(tmp_path / "turned.png")
+    assert (pixels(other)[..., :3] == picture).all()  # nothing there depends on who won
+
+
+@pytest.mark.parametrize("name", ["report.pdf", "report", "report.png.svg"])
+def test_a_picture_of_another_kind_is_refused_with_what_to_do(tmp_path, name):
+    with pytest.raises(ValueError, match=r"does not end in \.png.*; name it report\.png"):
+        summarize(sixteen(CODES[:1]), n_resamples=20).plot(tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 def color(name):

@@ -5,10 +5,11 @@ data: they are drawn as they are, never as formulas, and what the font lacks as 
 """
 
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from midb.errors import require_extra
-from midb.judging.markdown import withheld
+from midb.judging.markdown import printable, withheld
 from midb.languages import BY_CODE
 
 if TYPE_CHECKING:
@@ -32,19 +33,22 @@ STYLE = {
 
 
 def plot_report(report: "Report", path: Path) -> Path:
-    """Draw the report as a PNG.
+    """Draw the report as a PNG; of a judge that cannot be believed only why.
 
     Raises:
+        ValueError: The path does not end in .png.
         MissingExtraError: matplotlib is not installed.
     """
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{str(path)!r} does not end in .png, and the picture is one; name it report.png")
     require_extra("matplotlib", "judge")
     import matplotlib
     from matplotlib.figure import Figure as Picture
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with matplotlib.rc_context(STYLE):
-        dose = report.tables.get("edit_distance", ())
-        rows = _rows(report)
+        dose = report.tables.get("edit_distance", ()) if report.health.fit else ()
+        rows = _rows(report) if report.health.fit else []
         panels = 2 if dose else 1
         size = (10.5 if dose else 6.5, 2.1 + 0.27 * max(len(rows), 5))
         picture = Picture(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.05))
@@ -52,9 +56,12 @@ def plot_report(report: "Report", path: Path) -> Path:
         a, b = (_drawable(name) for name in report.names)
         picture.suptitle(f"{a} against {b}\n{_summary(report)}", x=0.015, ha="left", linespacing=1.5, parse_math=False,
                          fontsize=11, fontweight="bold", color=MEAN if report.headline else WORSE)  # fmt: skip
-        _draw_languages(axes[0], rows, a, report.health.fit)
+        if report.health.fit:
+            _draw_languages(axes[0], rows, a)
+        else:
+            _draw_reasons(axes[0], report.health.reasons)
         if dose:
-            _draw_dose(axes[1], dose, report.health.fit)
+            _draw_dose(axes[1], dose)
         picture.savefig(path, dpi=150)
     return path
 
@@ -74,22 +81,22 @@ def _rows(report: "Report") -> list[tuple[str, "Figure", bool, bool]]:
     languages = [group for group in report.tables.get("language", ()) if group.win_score.value is not None]
     languages.sort(key=lambda group: -(group.win_score.value or 0.0))
     rows = [(_language(group.group), group.win_score, group.unreliable, False) for group in languages]
-    if report.macro and report.health.fit:
+    if report.macro:
         rows.append((f"mean of {report.macro.languages} languages", report.macro.mean, False, True))
     return rows or [("all rows", report.figures.win_score, False, False)]
 
 
-def _draw_languages(axes: Any, rows: list[tuple[str, "Figure", bool, bool]], name: str, fit: bool) -> None:
+def _draw_languages(axes: Any, rows: list[tuple[str, "Figure", bool, bool]], name: str) -> None:
     places = [-at - 0.5 * mean for at, (_, _, _, mean) in enumerate(rows)]  # the mean a little apart
     aside = axes.get_yaxis_transform()
     for place, (_, figure, unreliable, mean) in zip(places, rows, strict=True):
         if figure.value is None or figure.low is None or figure.high is None:
             continue
         value, low, high = 100 * figure.value, 100 * figure.low, 100 * figure.high
-        color = MEAN if mean else UNCLEAR if not fit else BETTER if low > 50 else WORSE if high < 50 else UNCLEAR
+        color = MEAN if mean else BETTER if low > 50 else WORSE if high < 50 else UNCLEAR
         axes.plot([low, high], [place, place], color=color, lw=2.6 if mean else 1.8, alpha=0.7, solid_capstyle="round")
         axes.plot(value, place, marker="D" if mean else "o", ms=7 if mean else 6, color=color, markeredgewidth=1.6,
-                  markerfacecolor="white" if unreliable or not fit else color)  # fmt: skip
+                  markerfacecolor="white" if unreliable else color)  # fmt: skip
         style = {"transform": aside, "ha": "right", "va": "center_baseline", "weight": "bold" if mean else "normal"}
         axes.text(1.1, place, f"{value:.1f}", **style)
         axes.text(1.25, place, f"{figure.n:,}", color=UNCLEAR, **style)
@@ -102,19 +109,24 @@ def _draw_languages(axes: Any, rows: list[tuple[str, "Figure", bool, bool]], nam
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_ylim(places[-1] - 0.8, 1.3 if len(rows) > 1 else 1)
-    hollow = "\nhollow: the judge is unreliable here" if any(unreliable for _, _, unreliable, _ in rows) and fit else ""
+    hollow = "\nhollow: the judge is unreliable here" if any(unreliable for _, _, unreliable, _ in rows) else ""
     axes.set_xlabel(f"win score of {name} in %, with its 95 % interval{hollow}", parse_math=False)
     _scale(axes, "x")
 
 
-def _draw_dose(axes: Any, dose: tuple["Group", ...], fit: bool) -> None:
-    color = BETTER if fit else UNCLEAR
+def _draw_reasons(axes: Any, reasons: tuple[str, ...]) -> None:
+    axes.set_axis_off()
+    lines = [line for each in reasons for line in wrap(f"– {each}", 88, subsequent_indent="   ")]
+    axes.text(0, 1, "\n".join(lines), transform=axes.transAxes, va="top", linespacing=1.6, parse_math=False)
+
+
+def _draw_dose(axes: Any, dose: tuple["Group", ...]) -> None:
     known = [(int(group.group), group.win_score) for group in dose if group.win_score.value is not None]
     tenths = [(at, figure) for at, figure in known if at > 0]
     low, mid, high = ([100 * getattr(figure, part) for _, figure in tenths] for part in ("low", "value", "high"))
     axes.axhline(50, color=MEAN, lw=1, ls=(0, (4, 3)), zorder=1)
-    axes.fill_between([at for at, _ in tenths], low, high, color=color, alpha=0.15, lw=0)
-    axes.plot([at for at, _ in tenths], mid, color=color, marker="o", ms=5, lw=1.6)
+    axes.fill_between([at for at, _ in tenths], low, high, color=BETTER, alpha=0.15, lw=0)
+    axes.plot([at for at, _ in tenths], mid, color=BETTER, marker="o", ms=5, lw=1.6)
     for at, figure in known[: len(known) - len(tenths)]:  # equal answers
         ends = [100 * (figure.low or 0.0), 100 * (figure.high or 0.0)]
         axes.plot([at, at], ends, color=MEAN, lw=1.8, alpha=0.7, solid_capstyle="round")
@@ -145,6 +157,4 @@ def _drawable(label: str) -> str:
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     has = get_font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap()
-    text = " ".join("".join(each if each.isprintable() else " " for each in label).split())
-    text = "".join(each if ord(each) in has else "□" for each in text)
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    return "".join(each if ord(each) in has else "□" for each in printable(label, LONGEST))

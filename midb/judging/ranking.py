@@ -148,14 +148,15 @@ def _battles(
 ) -> list[tuple[str | None, Hashable]]:
     if pair[0] == pair[1]:
         raise ValueError(f"{pair[0]!r} meets itself; name two systems for each set of verdicts")
-    columns = getattr(rows, "column_names", None)
-    if columns is None:
+    from datasets import Dataset
+
+    if not isinstance(rows, Dataset):
         cast: Sequence[str | None] = rows
-    elif "verdict" not in columns:
+    elif "verdict" not in (columns := rows.column_names):
         raise ColumnError(f"{pair}: no column verdict (found: {', '.join(columns)}); give what Judge.compare returned")
     else:
-        cast = list(rows["verdict"])  # type: ignore[call-overload]
-        ids = list(rows["id"]) if "id" in columns else ids  # type: ignore[call-overload]
+        cast = list(rows["verdict"])
+        ids = list(rows["id"]) if "id" in columns else ids
     if ids is not None and len(ids) != len(cast):
         raise ValueError(f"{pair}: {len(cast)} verdicts and {len(ids)} ids; give the question of each verdict")
     return list(zip(cast, [None] * len(cast) if ids is None else ids, strict=True))
