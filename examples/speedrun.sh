@@ -7,7 +7,7 @@
 # MODEL is tuned and JUDGE judges, both ids on the Hub. Models this small show the mechanics and no quality: most rows stay
 # as they were, and the report says that the judge is unfit.
 set -eu
-owner=$1
+owner=${1:?usage: bash examples/speedrun.sh OWNER [--send]}
 case "${2:-}" in --send) how="" ;; *) how="--dry-run" ;; esac
 model=${MODEL:-HuggingFaceTB/SmolLM2-135M-Instruct}
 judge=${JUDGE:-$model}
@@ -37,6 +37,7 @@ midb judge "$out/boosted.jsonl" --model "$judge" --controls 1 --max-tokens 64 --
 midb report "$out/verdicts.jsonl" --names boosted,raw --out "$out/report.md" --plot "$out/report.png"
 
 echo "== publish: the data, the booster and the metric, each with its card"
-midb push dataset "$out/boosted.jsonl" "$owner/speedrun-boosted" --verdicts "$out/verdicts.jsonl" $how
+midb push dataset "$out/boosted.jsonl" "$owner/speedrun-boosted" --model "$out/booster" --max-tokens 200 \
+    --verdicts "$out/verdicts.jsonl" $how
 midb push adapter "$out/booster" "$owner/speedrun-booster" --base-model "$model" $how
 midb push metric "$owner/pairwise_judge" $how

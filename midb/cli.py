@@ -24,8 +24,9 @@ from midb.distance import filter_by_edit_distance
 from midb.errors import ColumnError, GenerationError, MidbError, require_extra
 from midb.files import HUB, check_destination, check_fits, read_dataset, write_dataset
 from midb.generators import FunctionGenerator, Generator, Journal, OpenAIGenerator, Sampling, TransformersGenerator
-from midb.generators.weights import adapter_record, resolve_adapter
+from midb.generators.weights import resolve_adapter
 from midb.hub.__main__ import COMMANDS as PUSH
+from midb.hub.__main__ import asked_as_trained
 from midb.judging.comparisons import Missing, Mode
 from midb.prompts import PROMPT
 from midb.review import summarize
@@ -153,10 +154,7 @@ def boost(
     base, adapter = (model, None) if base_url or dry_run else resolve_adapter(model)
     if dry_run and not base_url and Path(model).is_dir():  # a dry run asks no Hub what a name stands for
         adapter = model
-    record = adapter_record(adapter) if adapter else None
-    asked: dict[str, Any] = {} if record is None else {"prompt": record.prompt, "tags": record.tags}
-    asked |= {} if prompt is None else {"prompt": prompt}
-    booster = Booster(generator=_NOBODY, fields=fields, language=language, **asked)
+    booster = Booster(generator=_NOBODY, fields=fields, language=language, **asked_as_trained(adapter, prompt))
     if dry_run:
         for dataset in _splits(pairs):
             for start in range(0, len(dataset), 1000):

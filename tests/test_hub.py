@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import hub_process
@@ -618,6 +619,23 @@ def test_the_command_tells_who_boosted(tmp_path):
     assert wrong.stderr.startswith(
         "midb: the rows say that they were boosted by org/booster, and booster= asks org/other"
     )
+
+
+@at_hub
+def test_the_command_states_the_prompt_and_the_tags_that_a_trained_adapter_was_asked_with(base, adapter, tmp_path):
+    from test_adapter import RECORD
+
+    trained = shutil.copytree(adapter, tmp_path / "trained")
+    replace(RECORD, prompt="Mend this:", tags=("<|q|>", "<|w|>", "<|e|>")).write(trained)
+    asked = Booster.from_pretrained(trained)
+    boosted().map(lambda row: {"boosted_by": asked.generator.name}).to_parquet(tmp_path / "edits.parquet")
+    push = ("-m", "midb.hub", "dataset", tmp_path / "edits.parquet", "tester/how", "--dry-run", "--model", trained)
+    card = run(*push, "--fields", "response").stdout
+    assert '<p dir="auto">Mend this:</p>' in card
+    assert "| tags | <code>&#60;&#124;q&#124;&#62; &#60;&#124;w" in card
+    assert "| fields that it may change | `response` |" in card
+    assert f"| chat rendering | `{RECORD.rendering}` |" in card
+    assert '<p dir="auto">Do:</p>' in run(*push, "--prompt", "Do:").stdout
 
 
 @pytest.mark.shared

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -12,8 +12,7 @@ from midb.booster import Booster
 from midb.errors import MidbError
 from midb.files import read_dataset
 from midb.generators import OpenAIGenerator, Sampling, TransformersGenerator
-from midb.generators.weights import resolve_adapter
-from midb.prompts import PROMPT
+from midb.generators.weights import adapter_record, resolve_adapter
 
 SETS = {"mt-bench": release.load_mt_bench, "alpaca-eval": release.load_alpaca_eval}
 
@@ -43,9 +42,15 @@ def dataset(
         str | None, typer.Option(help="As given to `midb boost`, and so the options after it: the card tells them.")
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="Where the model was asked; the card does not tell it.")] = None,
-    temperature: Annotated[float, typer.Option(min=0)] = 0.0,
-    max_tokens: Annotated[int, typer.Option(min=1)] = 2048,
-    prompt: Annotated[str, typer.Option(show_default="the published prompt")] = PROMPT,
+    temperature: Annotated[float, typer.Option(min=0, help="As given to `midb boost`; 0 is greedy.")] = 0.0,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="As given to `midb boost`: new tokens per row at most.")
+    ] = 2048,
+    fields: Annotated[Literal["all", "response"], typer.Option(help="As given to `midb boost`.")] = "all",
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="As given to `midb boost`.", show_default="as it was trained, else the published prompt"),
+    ] = None,
     verdicts: Verdicts = None,
     names: Names = "boosted,raw",
     template: Template = None,
@@ -61,7 +66,13 @@ def dataset(
     booster = None
     if model is not None:
         sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
-        booster = Booster(generator=_generator(model, base_url, sampling), prompt=prompt)
+        base, trained = (model, None) if base_url else resolve_adapter(model)
+        generator = (
+            OpenAIGenerator(model, base_url=base_url, sampling=sampling)
+            if base_url
+            else TransformersGenerator(base, adapter=trained, sampling=sampling)
+        )
+        booster = Booster(generator=generator, fields=fields, **asked_as_trained(trained, prompt))
     card = dataset_card(
         edits,
         repo_id=repo_id,
@@ -170,12 +181,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def _generator(model: str, base_url: str | None, sampling: Sampling) -> OpenAIGenerator | TransformersGenerator:
-    """Who was asked; it is not asked here."""
-    if base_url is not None:
-        return OpenAIGenerator(model, base_url=base_url, sampling=sampling)
-    base, adapter = resolve_adapter(model)
-    return TransformersGenerator(base, adapter=adapter, sampling=sampling)
+def asked_as_trained(adapter: str | None, prompt: str | None = None) -> dict[str, Any]:
+    """The prompt and tags of a `Booster`: the caller's prompt, else those of the adapter's training, else none."""
+    record = adapter_record(adapter) if adapter else None
+    asked: dict[str, Any] = {} if record is None else {"prompt": record.prompt, "tags": record.tags}
+    return asked if prompt is None else {**asked, "prompt": prompt}
 
 
 def _report(verdicts: str | None, names: str) -> Any:
