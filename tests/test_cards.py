@@ -3,6 +3,7 @@
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import yaml
 from datasets import Dataset, DatasetDict
@@ -16,7 +17,7 @@ from midb.errors import ColumnError, MidbError
 from midb.generators import FunctionGenerator, OpenAIGenerator, Sampling
 from midb.hub import adapter_card, dataset_card, eval_set_card, metric_card
 from midb.hub.facts import Share, named_splits, read_edits
-from midb.hub.picture import draw_distances
+from midb.hub.picture import bar_heights, draw_distances, equal_bins
 from midb.hub.readme import BEGIN, END, as_section, body_of, merge, read_owned
 from midb.judging.report import summarize
 from midb.judging.statistics import wilson
@@ -114,7 +115,7 @@ def test_the_metadata_is_from_the_data_and_from_the_caller_and_nothing_is_made_u
     }  # fmt: skip
     silent = dataset_card(boosted())
     assert not {"license", "source_datasets"} & metadata(silent).keys()
-    assert "stated no licence" in silent.text
+    assert "The licence, where one was stated, is in the metadata of this page" in silent.text
     assert "did not state the source" in silent.text
 
 
@@ -185,6 +186,16 @@ def test_a_booster_that_did_not_make_the_rows_is_refused():
         dataset_card(edits([("fr", "a", "b")]), booster=other)
 
 
+def test_boosted_rows_of_the_published_files_are_not_called_the_published_files():
+    published = "These are MIDB's published training files or a part of them"
+    revised = edits([("fr", "a", "b")], published_distance=[7], repair=[""])
+    assert published in dataset_card(revised).text
+    text = dataset_card(boosted().add_column("published_distance", [7] * 30)).text
+    assert published not in text
+    assert "Only the raw pairs are from MIDB's published training files" in text
+    assert "says nothing of the edits here" in text
+
+
 def test_revisions_by_people_are_not_called_a_models():
     card = dataset_card(edits([("fr", "a", "b")]))
     assert "No column says that a model made these revisions" in card.text
@@ -222,6 +233,17 @@ def test_the_same_rows_make_the_same_card_and_picture():
     assert draw_distances(facts[0]).startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("longest", [40, 60, 79, 80, 130, 400])
+def test_rows_that_are_spread_evenly_are_drawn_flat(longest):
+    rows = edits([("fr", "", "x" * far) for far in range(longest) for _ in range(3)])
+    [french] = read_edits(named_splits(rows)).languages
+    edges = equal_bins(french.distances)
+    assert len(set(np.diff(edges))) == 1
+    heights = bar_heights(french.distances, edges)
+    assert heights.sum() == 3 * longest
+    assert set(heights[:-1]) == {3 * int(edges[1])}  # and the last holds what is left
+
+
 def test_a_picture_of_rows_that_no_one_changed_is_empty_and_no_error():
     assert draw_distances(read_edits(named_splits(edits([("fr", "a", "a")])))).startswith(b"\x89PNG")
 
@@ -231,10 +253,10 @@ def test_a_template_of_ones_own_takes_the_place_and_is_as_safe(tmp_path):
     own.write_text("We have {{ facts.rows }} rows.\n\n{{ facts.samples[0].after.response }}\n")
     text = dataset_card(edits([("fr", "a", "# Title\n\n<script>alert(1)</script> | x")]), template=own).text
     assert "We have 1 rows." in text
-    assert headings(body_of(text)) == []
+    assert headings(body_of(text)) == ["Revised instructions in French"]
     assert "<script>" not in text
     for line in ("- a", "+ a", "1. a", "    code", "===", "---"):
-        said = body_of(dataset_card(edits([("fr", "a", line)]), template=own).text)
+        said = body_of(dataset_card(edits([("fr", "a", line)]), template=own).text).split("\n\n", 1)[1]
         assert {token.type for token in MARKDOWN.parse(said)} == {"paragraph_open", "inline", "paragraph_close"}
     own.write_text("{{ facts.nothing }}")
     with pytest.raises(Exception, match="nothing"):
@@ -291,8 +313,24 @@ def test_a_new_report_replaces_the_last_and_leaves_others_results(tmp_path):
     again = metadata(merge(theirs, adapter_card(folder, report=judged(90)), "adapter"))["model-index"]
     kinds = [metric["type"] for model in again for result in model["results"] for metric in result["metrics"]]
     assert sorted(kinds) == ["bleu", "midb_win_score", "midb_win_score", "midb_win_score"]
-    kept = metadata(merge(theirs, adapter_card(folder), "adapter"))["model-index"]
-    assert kept == head["model-index"]
+    kept = metadata(merge(theirs, adapter_card(folder), "adapter"))["model-index"]  # the judge read other weights' work
+    assert kept == [{"name": head["model-index"][0]["name"], "results": [other]}]
+    assert "model-index" not in metadata(merge(first, adapter_card(folder), "adapter"))
+
+
+def test_what_an_earlier_push_said_of_its_training_goes_when_this_one_does_not_say_it(tmp_path):
+    folder = adapter(tmp_path)
+    first = merge(None, adapter_card(folder, datasets=["org/rows"], license="mit"), "adapter")
+    again = merge(str(first), adapter_card(folder), "adapter")
+    assert "datasets" not in metadata(again)
+    assert metadata(again)["license"] == "mit"
+    by_hand = str(again).replace("license: mit", "license: mit\ndatasets:\n- mine/rows\nlanguage: fr")
+    kept = metadata(merge(by_hand, adapter_card(folder), "adapter"))
+    assert (kept["datasets"], kept["language"]) == (["mine/rows"], "fr")
+    spoken = str(merge(None, dataset_card(CALM), "dataset", ("all", "fr")))
+    assert read_owned(spoken).configs == ("all", "fr")
+    silent = dataset_card(CALM.remove_columns("language"))
+    assert "language" not in metadata(merge(spoken, silent, "dataset", ("all",)))
 
 
 def test_the_names_in_a_report_break_nothing():
@@ -402,12 +440,12 @@ def test_arabic_texts_find_their_own_direction():
 
 def test_what_people_write_around_our_lines_stays_byte_for_byte():
     first = str(merge(None, dataset_card(boosted()), "dataset", ("all", "fr")))
-    edited = first.replace("# Boosted instructions in Arabic and French", "# Mine  \n\nHello |\t`x`").replace(
+    edited = first.replace("<!-- midb:begin", "# Mine  \n\nHello |\t`x`\n\n<!-- midb:begin").replace(
         f"{END}\n", f"{END}\n\n## Thanks\n\n  to all  \n"
     )
     edited = edited.replace("tags:\n", "pretty_name: Mine\nextra:\n  deep: [1, 2]\ntags:\n- own\n")
     second = str(merge(edited, dataset_card(boosted(50)), "dataset", ("all", "fr")))
-    assert "# Mine  \n\nHello |\t`x`\n\n<!-- midb:begin dataset all fr -->" in second
+    assert "# Mine  \n\nHello |\t`x`\n\n<!-- midb:begin dataset all fr +language -->" in second
     assert second.endswith(f"{END}\n\n## Thanks\n\n  to all  \n")
     assert "50 rows of instruction data" in second
     assert "30 rows of instruction data" not in second
@@ -417,6 +455,13 @@ def test_what_people_write_around_our_lines_stays_byte_for_byte():
     assert str(merge(second, dataset_card(boosted(50)), "dataset", ("all", "fr"))) == second
 
 
+def test_the_title_is_ours_too_and_says_what_is_there_now():
+    first = str(merge(None, dataset_card(boosted()), "dataset"))
+    second = str(merge(first, dataset_card(edits([("ja", "a", "b")])), "dataset"))
+    assert headings(second.split("---\n", 2)[2])[0] == "Revised instructions in Japanese"
+    assert "in Arabic and French" not in second
+
+
 def test_a_readme_without_our_lines_keeps_all_of_it_and_gets_ours_at_its_end():
     for theirs in (
         "# By hand\n\ntext",
@@ -424,7 +469,7 @@ def test_a_readme_without_our_lines_keeps_all_of_it_and_gets_ours_at_its_end():
         "\ufeff---\nlicense: mit\n---\r\n# By hand\r\n\r\ntext",
     ):
         merged = str(merge(theirs, dataset_card(boosted()), "dataset"))
-        assert merged.index("# By hand") < merged.index("<!-- midb:begin dataset -->")
+        assert merged.index("# By hand") < merged.index("<!-- midb:begin dataset +language -->")
         assert ("license: mit" in merged) == ("license" in theirs)
         assert read_owned(merged).kind == "dataset"
 
@@ -478,7 +523,7 @@ def test_whatever_people_write_is_there_after_a_push(above, below):
         return
     theirs = f"---\nlicense: mit\n---\n{above}\n{as_section('old')}\n{below}"
     merged = str(merge(theirs, dataset_card(CALM), "dataset"))
-    assert merged.split("\n---\n", 1)[1].startswith(f"{above}\n<!-- midb:begin dataset -->")
+    assert merged.split("\n---\n", 1)[1].startswith(f"{above}\n<!-- midb:begin dataset +language -->")
     assert merged.endswith(f"{END}\n{below}")
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from midb.errors import MidbError
 from midb.generators import Journal, OpenAIGenerator, TransformersGenerator
-from midb.generators.adapter import AdapterRecord, read_record
+from midb.generators.adapter import ADAPTER_FILE, AdapterRecord, read_record
 from midb.generators.weights import ADAPTER_CONFIG, adapter_hash, weights_name
 from midb.hub.facts import named_splits, read_edits
 from midb.hub.questions import PUBLISHED, read_questions
@@ -292,7 +292,8 @@ def base_model_of(folder: str | Path, base_model: str | None = None) -> str:
 
 
 def _content(metadata: str, title: str, body: str) -> str:
-    return f"---\n{metadata}\n---\n\n# {title}\n\n{as_section(body)}\n"
+    section = as_section(f"# {title}\n\n{body}")  # a title of an earlier push would not be so any more
+    return f"---\n{metadata}\n---\n\n{section}\n"
 
 
 def _and_others(names: Sequence[str], most: int = 4) -> str:
@@ -332,7 +333,7 @@ def _how_boosted(booster: "Booster") -> dict[str, str]:
             how["adapter's commit"] = _commit(generator.adapter, ADAPTER_CONFIG, None)
             if Path(generator.adapter).is_dir():
                 how["adapter's content"] = f"hash {adapter_hash(generator.adapter)}"
-        how["chat rendering"] = generator.rendering
+        how["chat rendering"] = _rendering(generator)
     if isinstance(generator, TransformersGenerator | OpenAIGenerator):
         sampling = asdict(generator.sampling).items()
         how["sampling"] = ", ".join(f"{name} {value}" for name, value in sampling if value is not None)
@@ -343,8 +344,23 @@ def _how_boosted(booster: "Booster") -> dict[str, str]:
     how["text of the rows"] = "as it was" if booster.parity else "escaped, so that it ends no turn and moves no field"
     guards = (guard.func if isinstance(guard, partial) else guard for guard in booster.guards)
     how["guards"] = ", ".join(guard.__name__ for guard in guards) or "none"
-    how["midb"] = version("midb")
+    how["midb that wrote this card"] = version("midb")
     return {name: value for name, value in how.items() if value}
+
+
+def _rendering(generator: TransformersGenerator) -> str:
+    """As it was asked for; where that is as in the adapter's training, what the record says. Asks no Hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    adapter = generator.adapter
+    if generator.rendering != "auto" or adapter is None:
+        return generator.rendering
+    if Path(adapter).is_dir():
+        record = read_record(adapter)
+    else:
+        cached = try_to_load_from_cache(adapter, ADAPTER_FILE)
+        record = read_record(Path(cached).parent) if isinstance(cached, str) else None
+    return record.rendering if record else generator.rendering
 
 
 def _commit(source: str, file: str, revision: str | None) -> str:

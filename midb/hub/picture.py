@@ -13,6 +13,7 @@ from midb.hub.facts import FARTHEST, EditFacts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
 MOST = 24  # panels: the languages with the most rows
 BINS = 40
@@ -33,15 +34,13 @@ def draw_distances(facts: EditFacts) -> bytes:
     rows = max(1, -(-len(shown) // columns))
     figure = Figure(figsize=(2.6 * columns + 0.8, 1.7 * rows + 0.9), layout="constrained", facecolor="white")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
-    # To the 99th percentile: one row that went very far would leave the others no room.
-    together = np.cumsum(sum((each.distances for each in shown), np.zeros(FARTHEST + 1, np.int64)))
-    end = max(BINS, int(np.searchsorted(together, 0.99 * together[-1])) if together[-1] else BINS)
-    edges = np.unique(np.linspace(0, end, BINS + 1).astype(int))
+    together = sum((each.distances for each in shown), np.zeros(FARTHEST + 1, np.int64))
+    edges = equal_bins(together)
     for axes, each in zip(panels, shown, strict=False):
         _panel(axes, f"{each.name} ({each.changed:,})", each.distances, edges, each.median_distance or 0)
     for axes in list(panels)[len(shown) :]:
         axes.set_visible(False)
-    beyond = int(together[-1] - together[min(int(edges[-1]), FARTHEST)]) if together[-1] else 0
+    beyond = int(together[edges[-1] :].sum())
     told = f"; {beyond:,} rows went farther and are in the last bar" if beyond else ""
     figure.supxlabel(f"characters changed (red: the median){told}", fontsize=9)
     figure.supylabel("rows", fontsize=9)
@@ -50,13 +49,32 @@ def draw_distances(facts: EditFacts) -> bytes:
     return file.getvalue()
 
 
-def _panel(axes: "Axes", title: str, distances: "np.ndarray", edges: "np.ndarray", median: int) -> None:
+def equal_bins(distances: "NDArray[np.int64]") -> "NDArray[np.int64]":
+    """Where bars begin and the last one ends: all as many whole characters wide, at most `BINS` of them.
+
+    To the 99th percentile: one row that went very far would leave the others no room.
+
+    Args:
+        distances: How many rows went how many characters.
+    """
+    together = np.cumsum(distances)
+    end = max(BINS - 1, int(np.searchsorted(together, 0.99 * together[-1])))
+    width = end // BINS + 1
+    return np.arange(0, end + width + 1, width)
+
+
+def bar_heights(distances: "NDArray[np.int64]", edges: "NDArray[np.int64]") -> "NDArray[np.int64]":
+    """The rows of each bar; the last one holds also those that went farther."""
+    heights = np.add.reduceat(distances[: edges[-1]], edges[:-1])
+    heights[-1] += distances[edges[-1] :].sum()
+    return heights
+
+
+def _panel(axes: "Axes", title: str, distances: "NDArray[np.int64]", edges: "NDArray[np.int64]", median: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
     starts, width = edges[:-1], edges[1] - edges[0]
-    heights = np.add.reduceat(distances[: edges[-1]], starts)
-    heights[-1] += distances[edges[-1] :].sum()
-    axes.bar(starts, heights, width=width * 0.9, align="edge", color="#2a6f97")
+    axes.bar(starts, bar_heights(distances, edges), width=width * 0.9, align="edge", color="#2a6f97")
     axes.axvline(median, color="#c8553d", linewidth=1.2)
     axes.text(median, axes.get_ylim()[1], f" {median:,}", color="#c8553d", fontsize=7, va="top")
     axes.set_title(title, fontsize=8, loc="left")

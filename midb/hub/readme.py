@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 BEGIN, END = "<!-- midb:begin -->", "<!-- midb:end -->"
 _NOTE = "<!-- Written anew by each push. What you write above the line before this one, or below the last, stays. -->"
-_BEGIN = re.compile(r"^<!-- midb:begin(?P<owned>(?: [\w.-]+)*) -->[ \t]*\r?$", re.MULTILINE)
+_BEGIN = re.compile(r"^<!-- midb:begin(?P<owned>(?: \+?[\w.-]+)*) -->[ \t]*\r?$", re.MULTILINE)
 _END = re.compile(r"^<!-- midb:end -->[ \t]*\r?$", re.MULTILINE)
 METRIC = "midb_"  # what our entries of a model index begin with
+# What is so of what was pushed and may not be so of the next: it goes when the next push does not say it.
+_FLEETING = ("language", "datasets", "source_datasets", "multilinguality")
 
 
 @dataclass(frozen=True)
@@ -27,16 +29,18 @@ class Owned:
         is_ours: Whether the two lines are there.
         kind: `dataset`, `eval_set`, `adapter` or `metric`; empty where a person put the lines.
         configs: The dataset configurations that are midb's.
+        keys: The metadata that midb wrote and that the next push takes away if it does not state them.
     """
 
     is_ours: bool
     kind: str = ""
     configs: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
 
 
-def as_section(body: str, kind: str = "", configs: tuple[str, ...] = ()) -> str:
+def as_section(body: str, kind: str = "", configs: tuple[str, ...] = (), keys: tuple[str, ...] = ()) -> str:
     """A text between the two lines. It may hold anything but such lines, which templates cannot get from data."""
-    owned = "".join(f" {name}" for name in (kind, *configs) if name)
+    owned = "".join(f" {name}" for name in (kind, *configs, *(f"+{key}" for key in keys)) if name)
     return f"<!-- midb:begin{owned} -->\n{_NOTE}\n\n{body.strip()}\n\n{END}"
 
 
@@ -49,8 +53,9 @@ def read_owned(readme: str | None) -> Owned:
     found = _find(readme or "")
     if found is None:
         return Owned(False)
-    kind, *configs = found[2] or [""]
-    return Owned(True, kind, tuple(configs))
+    names = [name for name in found[2] if not name.startswith("+")]
+    keys = tuple(name[1:] for name in found[2] if name.startswith("+"))
+    return Owned(True, names[0] if names else "", tuple(names[1:]), keys)
 
 
 def body_of(text: str) -> str:
@@ -66,7 +71,8 @@ def merge(theirs: str | None, ours: "RepoCard", kind: str, configs: tuple[str, .
     """Our card, with what people wrote into the README that is there.
 
     Their text around our two lines stays as it is; in a README without them our text goes to the end. Metadata that we do
-    not write stays, and so does a licence, a name or any other value that this push does not state. Tags are joined.
+    not write stays, and so does a licence, a name or any other value that this push does not state; but what is so only of
+    what was there before goes: the figures of a judge, and the languages and datasets that an earlier push wrote. Tags are joined.
 
     Args:
         theirs: The README as it is; None where there is none.
@@ -79,7 +85,8 @@ def merge(theirs: str | None, ours: "RepoCard", kind: str, configs: tuple[str, .
     """
     from huggingface_hub import RepoCard
 
-    section = as_section(body_of(ours.text), kind, configs)
+    keys = tuple(key for key in _FLEETING if ours.data.get(key))
+    section = as_section(body_of(ours.text), kind, configs, keys)
     if theirs is None or not theirs.strip():
         found = _find(ours.text)
         text = f"\n{section}\n"
@@ -128,7 +135,7 @@ def _find(text: str) -> tuple[int, int, list[str]] | None:
 
 
 def _merged(theirs: dict[str, Any], ours: dict[str, Any], owned: Owned) -> dict[str, Any]:
-    merged = {**theirs, **ours}
+    merged = {**{key: value for key, value in theirs.items() if key not in owned.keys}, **ours}
     if "tags" in theirs:
         merged["tags"] = list(dict.fromkeys([*_listed(theirs["tags"]), *_listed(ours.get("tags"))]))
     for key in ("configs", "dataset_info"):
@@ -141,8 +148,10 @@ def _merged(theirs: dict[str, Any], ours: dict[str, Any], owned: Owned) -> dict[
             )
         if kept or new:
             merged[key] = [*new, *kept] if len(kept) + len(new) > 1 or key == "configs" else (kept or new)[0]
-    if "model-index" in theirs and "model-index" in ours:
-        merged["model-index"] = _index(theirs["model-index"], ours["model-index"])
+    if index := _index(_listed(theirs.get("model-index")), _listed(ours.get("model-index"))):
+        merged["model-index"] = index
+    else:
+        merged.pop("model-index", None)
     return merged
 
 
