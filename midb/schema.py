@@ -216,19 +216,19 @@ def _split_as_edits(split: Any, columns: Mapping[str, str]) -> Any:
         )
     sources = {}
     for side, prefix, marks in (("", "after", ("revised", "Revised")), ("raw_", "before", ("raw", "Raw"))):
-        for field in PAIR:
-            fields = (field, "output") if field == "response" else (field,)
-            candidates = [columns[side + field]] if side + field in columns else [
+        for column in PAIR:
+            fields = (column, "output") if column == "response" else (column,)
+            candidates = [columns[side + column]] if side + column in columns else [
                 *(f"{marks[0]}_{name}" for name in fields), *(f"{marks[1]} {name.title()}" for name in fields), *fields,
             ]  # fmt: skip
             source = next((name for name in candidates if name in names), None)
-            if source is None and (field != "input" or side + field in columns):
+            if source is None and (column != "input" or side + column in columns):
                 raise ColumnError(
-                    f"no column holds the {field} {prefix} the revision (looked for {', '.join(candidates)} among "
-                    f"{sorted(names)}); say which does: as_edits(ds, columns={{'{side + field}': ...}})"
+                    f"no column holds the {column} {prefix} the revision (looked for {', '.join(candidates)} among "
+                    f"{sorted(names)}); say which does: as_edits(ds, columns={{'{side + column}': ...}})"
                 )
             if source is not None:
-                sources[side + field] = source
+                sources[side + column] = source
     if sources["instruction"] == sources["raw_instruction"] and sources["response"] == sources["raw_response"]:
         raise ColumnError(
             f"both sides of the revision would be the columns {sources['instruction']!r} and {sources['response']!r}; name the "
