@@ -83,7 +83,13 @@ class World:
 def chat_reply(request: dict[str, Any], text: str, fault: str) -> bytes:
     """The body of a 200 reply, as broken as `fault` wants it."""
     _, tag, pair = text.partition("<|instruction|>")  # a request to boost gets its pair back, a little longer
-    content: Any = "[[1]]" if "JUDGE" in text or "[The Start of " in text else f"{tag}{pair} (2026)" if tag else "REVISED: " + text[-400:]
+    content: Any = (
+        "[[1]]"
+        if "JUDGE" in text or "[The Start of " in text
+        else f"{tag}{pair} (2026)"
+        if tag
+        else "REVISED: " + text[-400:]
+    )
     parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "two "}, {"type": "text", "text": "parts"}]
     odd = {"null": None, "nothought": None, "parts": parts, "tool": 7, "surrogate": "cut \ud83d"}
     content = odd.get(fault, content)
