@@ -26,7 +26,7 @@ from midb.files import HUB, check_destination, check_fits, read_dataset, write_d
 from midb.generators import FunctionGenerator, Generator, Journal, OpenAIGenerator, Sampling, TransformersGenerator
 from midb.generators.weights import resolve_adapter
 from midb.hub.__main__ import COMMANDS as PUSH
-from midb.hub.__main__ import asked_as_trained
+from midb.hub.__main__ import NO_HUB, asked_as_trained
 from midb.judging.comparisons import Missing, Mode
 from midb.prompts import PROMPT
 from midb.review import summarize
@@ -78,6 +78,7 @@ def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapped(*arguments: Any, **options: Any) -> None:
         from datasets.exceptions import DatasetsError
+        from huggingface_hub.utils import httpx
 
         try:
             command(*arguments, **options)
@@ -94,6 +95,8 @@ def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
                 else ""
             )
             _stop(f"{error}{hint}", 1)
+        except httpx.TransportError as error:  # of the Hub: a generator tells its own
+            _stop(NO_HUB.format(error), 1)
         except (MidbError, DatasetsError, ValueError, OSError) as error:
             _stop(str(error), 1)
 

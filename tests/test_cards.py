@@ -1,6 +1,7 @@
 """Cards: what they say, what they never say, and that no row can break one."""
 
 import re
+from collections import Counter
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,7 +16,7 @@ from markdown_it import MarkdownIt
 from midb import Booster
 from midb.errors import ColumnError, MidbError
 from midb.generators import FunctionGenerator, OpenAIGenerator, Sampling
-from midb.hub import adapter_card, dataset_card, eval_set_card, metric_card
+from midb.hub import adapter_card, dataset_card, eval_set_card, metric_card, push_dataset
 from midb.hub.facts import Share, named_splits, read_edits
 from midb.hub.picture import bar_heights, draw_distances, equal_bins
 from midb.hub.readme import BEGIN, END, as_section, body_of, merge, read_owned
@@ -162,6 +163,14 @@ def test_ten_rows_are_shown_spread_over_the_languages():
     assert len(facts.samples) == len({sample.language for sample in facts.samples}) == 10
     few = read_edits(named_splits(edits([("fr", "a", "b")] * 3 + [("ar", "a", "a")] * 50)))
     assert [sample.language for sample in few.samples] == ["fr"] * 3
+    uneven = DatasetDict(
+        train=edits([("fr", "a", "b")] * 2 + [("ar", "a", "b")] * 50), test=edits([("fr", "a", "b")] * 9)
+    )
+    samples = read_edits(named_splits(uneven)).samples
+    assert Counter((sample.split, sample.language) for sample in samples) == {
+        ("train", "fr"): 2, ("test", "fr"): 4, ("train", "ar"): 4
+    }  # fmt: skip
+    assert len({(sample.split, sample.row) for sample in samples}) == 10
 
 
 def test_what_the_booster_is_told_and_how_it_samples_is_in_the_card_and_no_address_is():
@@ -244,6 +253,11 @@ def test_rows_that_are_spread_evenly_are_drawn_flat(longest):
     assert set(heights[:-1]) == {3 * int(edges[1])}  # and the last holds what is left
 
 
+def test_a_push_measures_the_rows_once_for_card_and_picture(capfd):
+    push_dataset(boosted(), "tester/once", dry_run=True)
+    assert capfd.readouterr().err.count("Edit distance: 100%") == 1
+
+
 def test_a_picture_of_rows_that_no_one_changed_is_empty_and_no_error():
     assert draw_distances(read_edits(named_splits(edits([("fr", "a", "a")])))).startswith(b"\x89PNG")
 
@@ -259,7 +273,12 @@ def test_a_template_of_ones_own_takes_the_place_and_is_as_safe(tmp_path):
         said = body_of(dataset_card(edits([("fr", "a", line)]), template=own).text).split("\n\n", 1)[1]
         assert {token.type for token in MARKDOWN.parse(said)} == {"paragraph_open", "inline", "paragraph_close"}
     own.write_text("{{ facts.nothing }}")
-    with pytest.raises(Exception, match="nothing"):
+    with pytest.raises(
+        MidbError, match=r"own.md cannot be filled in \(.*nothing'\); mend it: it may name codes, .*facts"
+    ):
+        dataset_card(boosted(), template=own)
+    own.write_text("one\n{% if %}")
+    with pytest.raises(MidbError, match=r"own.md, line 2 cannot be filled in"):
         dataset_card(boosted(), template=own)
     with pytest.raises(FileNotFoundError):
         dataset_card(boosted(), template=tmp_path / "none.md")
@@ -557,6 +576,37 @@ def test_a_set_of_ones_own_is_not_called_a_translation():
         eval_set_card(boosted())
 
 
+def test_a_card_speaks_of_defects_repairs_and_common_questions_only_where_they_are():
+    own = {"id": [1, 2], "language": ["fr", "ja"], "turns": [["a"], ["b"]]}
+    text = eval_set_card(Dataset.from_dict(own)).text
+    assert "defect" not in text
+    assert "repair" not in text
+    assert "Compare languages" not in text
+    assert "No `id` is in all 2 languages" in text
+    shared_ids = eval_set_card(Dataset.from_dict(own | {"id": [1, 1]})).text
+    assert "1 questions are in all 2 languages. Compare languages over those." in shared_ids
+    with_defects = eval_set_card(Dataset.from_dict(own | {"id": [1, 1], "defect": ["", "lost"]})).text
+    assert "and 0 of them are without a defect in each." in with_defects
+    assert "Compare languages" not in with_defects
+    assert "midb mended" not in eval_set_card(Dataset.from_dict(own | {"repair": ["", "x"]})).text
+
+
+@pytest.mark.shared
+def test_a_published_set_is_told_by_its_texts_and_not_by_its_columns(shared):
+    from midb import release
+
+    some = release.load_mt_bench(shared / "data/midb", ["th", "ar"])
+    shuffled = some.shuffle(seed=1).remove_columns(["defect", "repair", "category"])
+    assert metadata(eval_set_card(shuffled))["multilinguality"] == ["translation"]
+    own = some.map(lambda row: {"turns": ["My own question?"]})
+    assert "ranslated by machine" not in eval_set_card(own).text
+    one_changed = some.map(
+        lambda row, at: {"turns": row["turns"][::-1] if at == 3 else row["turns"]}, with_indices=True
+    )
+    assert "published" not in eval_set_card(one_changed).text
+    assert "published" not in eval_set_card(some.select(range(40))).text
+
+
 def test_hostile_questions_break_nothing():
     rows = {"id": ["|", "\n# x"], "language": ["fr", "fr"], "turns": [HOSTILE, HOSTILE], "category": ["a|b", "<b>"]}
     card = eval_set_card(Dataset.from_dict(rows))
@@ -570,6 +620,7 @@ def test_hostile_questions_break_nothing():
 def test_a_metric_keeps_its_own_card_between_our_lines():
     card = metric_card("pairwise_judge")
     assert card.data["sdk"] == "gradio"
+    assert 'pairwise_judge = evaluate.load("owner/name")' in card.text
     assert card.text.count(BEGIN) == card.text.count(END) == 1
     with pytest.raises(ValueError, match="there is no metric 'bleu'"):
         metric_card("bleu")
@@ -604,7 +655,11 @@ def test_a_base_model_that_is_a_place_of_this_machine_is_refused(tmp_path, monke
     assert "/data" not in str(adapter_card(folder, base_model="org/base"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org/base").mkdir(parents=True)
-    with pytest.raises(MidbError, match="base_model= is the local path 'org/base'"):
-        adapter_card(folder, base_model="org/base")
+    assert metadata(adapter_card(folder, base_model="org/base"))["base_model"] == "org/base"  # whatever lies here
+    with pytest.raises(MidbError, match=r"base_model= is the local path './org/base'"):
+        adapter_card(folder, base_model="./org/base")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    with pytest.raises(MidbError, match="the adapter's base model is the local path 'org/base'"):
+        adapter_card(folder)
     with pytest.raises(FileNotFoundError, match=r"holds no adapter_config.json"):
         adapter_card(tmp_path)

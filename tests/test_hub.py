@@ -208,6 +208,38 @@ def test_a_pull_request_holds_the_whole_push_and_main_nothing_of_it():
 
 
 @at_hub
+def test_a_proposal_to_a_branch_that_is_not_there_is_refused_before_anything_is_made():
+    for revision, how in (("v2", {"create_pr": True}), ("refs/pr/7", {})):
+        with pytest.raises(MidbError, match=f"tester/nothing has no .*{revision}.*; "):
+            push_dataset(boosted(), "tester/nothing", revision=revision, **how)
+    assert ("dataset", "tester/nothing") not in hub_process.hub.repos
+    push_dataset(boosted(), "tester/something")
+    with pytest.raises(
+        MidbError, match="tester/something has no branch v2, so that nothing can be proposed for it; leave"
+    ):
+        push_dataset(boosted(), "tester/something", revision="v2", create_pr=True)
+
+
+@at_hub
+def test_a_line_that_no_midb_wrote_is_told():
+    api = HfApi()
+    api.create_repo("tester/here", repo_type="dataset")
+    page = f"<!-- midb:begin here -->\n{END}\n".encode()
+    api.upload_file(path_or_fileobj=page, path_in_repo="README.md", repo_id="tester/here", repo_type="dataset")
+    with pytest.raises(MidbError, match="has a line <!-- midb:begin here -->, which this midb did not write; make it"):
+        push_dataset(boosted(), "tester/here")
+
+
+@at_hub
+def test_a_wrong_token_is_told_as_the_hub_says_it_and_not_shown():
+    with pytest.raises(HfHubHTTPError, match="Invalid credentials in Authorization header") as told:
+        push_dataset(boosted(), "tester/wrong", token="hf_wrong")
+    assert "hf_wrong" not in str(told.value)
+    with pytest.raises(HfHubHTTPError, match=r"Invalid|401"):
+        push_dataset(boosted(), "wrong", token="hf_wrong")
+
+
+@at_hub
 def test_a_branch_is_made_and_main_stays():
     push_dataset(boosted(), "tester/branch")
     main = stored("tester/branch")
@@ -597,6 +629,36 @@ def test_the_command_shows_first_and_then_sends(base, adapter, tmp_path):
         run("-m", "midb.hub", "adapter", adapter, "tester/command-booster", "--base-model", "org/base").returncode == 0
     )
     assert run("-m", "midb.hub", "metric", "org/pairwise_judge").returncode == 0
+    assert 'evaluate.load("org/pairwise_judge")' in readme("org/pairwise_judge", "space")
+
+
+@at_hub
+def test_a_hub_that_is_not_there_and_a_broken_template_are_told_in_a_line(tmp_path):
+    boosted().to_parquet(tmp_path / "edits.parquet")
+    nowhere = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    for program in ("midb.hub", "midb.cli"):
+        push = (
+            "-m",
+            program,
+            *(["push"] * (program == "midb.cli")),
+            "dataset",
+            tmp_path / "edits.parquet",
+            "tester/no",
+        )
+        lost = run(*push, env=nowhere)
+        assert (lost.returncode, lost.stderr.splitlines()[-1][:35]) == (1, "midb: the Hub cannot be reached ([E")
+        assert "Traceback" not in lost.stderr
+        (tmp_path / "own.md").write_text("{{ nothing }}")
+        broken = run(*push, "--template", tmp_path / "own.md", "--dry-run")
+        assert "own.md cannot be filled in ('nothing' is undefined); mend it" in broken.stderr
+        assert "Traceback" not in broken.stderr
+
+
+@at_hub
+def test_the_command_states_what_an_evaluation_set_was_translated_from(tmp_path):
+    QUESTIONS.to_parquet(tmp_path / "questions.parquet")
+    push = ("-m", "midb.hub", "eval-set", tmp_path / "questions.parquet", "tester/set", "--dry-run")
+    assert "source_datasets:\n- org/english" in run(*push, "--source-dataset", "org/english").stdout
 
 
 @at_hub

@@ -14,6 +14,7 @@ from midb.files import read_dataset
 from midb.generators import OpenAIGenerator, Sampling, TransformersGenerator
 from midb.generators.weights import adapter_record, resolve_adapter
 
+NO_HUB = "the Hub cannot be reached ({}); look at the connection and at HF_ENDPOINT, then run the same command again"
 SETS = {"mt-bench": release.load_mt_bench, "alpaca-eval": release.load_alpaca_eval}
 
 RepoId = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Where it goes; made where it is missing.")]
@@ -100,6 +101,9 @@ def eval_set(
         str, typer.Option(help="A local copy of the published files; else they are downloaded.")
     ] = release.UPSTREAM,
     license: License = None,
+    source_dataset: Annotated[
+        list[str] | None, typer.Option(help="Hub id of what was translated; may be given again.")
+    ] = None,
     template: Template = None,
     revision: Revision = None,
     private: Private = False,
@@ -110,7 +114,7 @@ def eval_set(
     from midb.hub import eval_set_card, push_eval_set
 
     questions = SETS[source](files) if source in SETS else read_dataset(source)
-    card = eval_set_card(questions, repo_id=repo_id, license=license, template=template)
+    card = eval_set_card(questions, repo_id=repo_id, license=license, source_datasets=source_dataset, template=template)
     print(
         push_eval_set(
             questions, repo_id, card=card, revision=revision, private=private or None, create_pr=create_pr, dry_run=dry_run
@@ -201,11 +205,14 @@ def _report(verdicts: str | None, names: str) -> Any:
 
 if __name__ == "__main__":
     from datasets.exceptions import DatasetsError
+    from huggingface_hub.utils import httpx
 
     app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
     for name, command in COMMANDS.items():
         app.command(name)(command)
     try:
         app()
+    except httpx.TransportError as error:
+        sys.exit(f"midb: {NO_HUB.format(error)}")
     except (MidbError, DatasetsError, ValueError, OSError) as error:
         sys.exit(f"midb: {error}")

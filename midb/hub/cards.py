@@ -17,7 +17,7 @@ from midb.errors import MidbError
 from midb.generators import Journal, OpenAIGenerator, TransformersGenerator
 from midb.generators.adapter import ADAPTER_FILE, AdapterRecord, read_record
 from midb.generators.weights import ADAPTER_CONFIG, adapter_hash, weights_name
-from midb.hub.facts import named_splits, read_edits
+from midb.hub.facts import EditFacts, license_of, named_splits, read_edits
 from midb.hub.questions import PUBLISHED, read_questions
 from midb.hub.readme import METRIC, as_section
 from midb.hub.text import render
@@ -91,17 +91,35 @@ def dataset_card(
         TypeError: A stream, or no dataset.
         ValueError: The rows say that another booster made them.
         FileNotFoundError: There is no such template.
+        MidbError: Your template is broken, or names what there is not.
     """
-    from huggingface_hub import DatasetCard, DatasetCardData
-
     splits = named_splits(edits)
     facts = read_edits(splits, language)
+    license = license or license_of(splits)
+    return card_of_facts(
+        facts, repo_id=repo_id, license=license, source_datasets=source_datasets, booster=booster, report=report,
+        template=template,
+    )  # fmt: skip
+
+
+def card_of_facts(
+    facts: EditFacts,
+    *,
+    repo_id: str = REPO,
+    license: str | None = None,
+    source_datasets: Sequence[str] | None = None,
+    booster: "Booster | None" = None,
+    report: "Report | None" = None,
+    template: str | Path | None = None,
+) -> "DatasetCard":
+    """`dataset_card` of rows that are counted already, as a push does for its picture."""
+    from huggingface_hub import DatasetCard, DatasetCardData
+
     if booster is not None and set(facts.boosted_by) != {booster.generator.name}:
         raise ValueError(
             f"the rows say that they were boosted by {', '.join(facts.boosted_by) or 'nobody'}, and booster= asks "
             f"{booster.generator.name}; give the booster that made them all, or none"
         )
-    license = license or next((split.info.license for split in splits.values() if split.info.license), None)
     codes = [each.language for each in facts.languages if each.language]
     names = [each.name for each in facts.languages if each.language]
     text = render(
@@ -149,12 +167,13 @@ def eval_set_card(
     Raises:
         ColumnError: It has not the shape, or holds a language that is none.
         TypeError: A stream, or no dataset.
+        MidbError: Your template is broken, or names what there is not.
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 
     splits = named_splits(questions, "test")
     facts = read_questions(splits)
-    license = license or next((split.info.license for split in splits.values() if split.info.license), None)
+    license = license or license_of(splits)
     codes = [each.language for each in facts.languages if each.language]
     names = [each.name for each in facts.languages if each.language]
     title, description = PUBLISHED.get(facts.published, ("Questions", ""))
@@ -206,7 +225,8 @@ def adapter_card(
 
     Raises:
         FileNotFoundError: The folder holds no adapter, or there is no such template.
-        MidbError: The base model is a place of this machine, and `base_model` does not say its Hub id.
+        MidbError: The base model is a place of this machine, and `base_model` does not say its Hub id; or your template is
+            broken.
         ValueError: The record in the folder is broken.
     """
     from huggingface_hub import ModelCard, ModelCardData
@@ -247,7 +267,9 @@ def metric_card(name: str) -> "SpaceCard":
 
     text = metric_folder(name).joinpath("README.md").read_text(encoding="utf-8")
     card = SpaceCard(text)
-    return SpaceCard(f"---\n{card.data.to_yaml()}\n---\n\n{as_section(card.text)}\n")
+    here = f'## From this Space\n\n```python\nimport evaluate\n\n{name} = evaluate.load("{REPO}")\n```'
+    section = as_section(f"{card.text.strip()}\n\n{here}")
+    return SpaceCard(f"---\n{card.data.to_yaml()}\n---\n\n{section}\n")
 
 
 def metric_folder(name: str) -> Path:
@@ -284,7 +306,8 @@ def base_model_of(folder: str | Path, base_model: str | None = None) -> str:
     argument = "base_model=" if base_model else "the adapter's base model"
     if not said:
         raise MidbError(f"{config.name} names no base model; say which it is: base_model='owner/name'")
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", said) or Path(said).is_dir():
+    # What the caller says is an id; what a training wrote is the folder that it was given, where there is one.
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", said) or (not base_model and Path(said).is_dir()):
         raise MidbError(
             f"{argument} is the local path {said!r}, where nobody else has a model; give its Hub id: base_model='owner/name'"
         )

@@ -127,7 +127,7 @@ class EditFacts:
         columns: Name → type.
         boosted_by: Who was asked → rows.
         has_status: Whether a booster wrote the rows.
-        samples: Changed rows, evenly spread over languages and rows.
+        samples: Changed rows, spread over splits and languages, and evenly over the rows of each.
     """
 
     languages: tuple[LanguageFacts, ...]
@@ -191,6 +191,11 @@ def named_splits(dataset: Any, default: str = "train") -> dict[str, "Dataset"]:
                 f"ds[{name!r}].cast(ds[{first_name!r}].features)"
             )
     return splits
+
+
+def license_of(splits: Mapping[str, "Dataset"]) -> str | None:
+    """What the rows' own information says."""
+    return next((split.info.license for split in splits.values() if split.info.license), None)
 
 
 def read_languages(
@@ -323,20 +328,26 @@ def _count_distances(facts: list[LanguageFacts], place: "NDArray[np.int16]", dis
 def _samples(
     splits: Mapping[str, "Dataset"], codes: list[str], places: Mapping[str, Any], changed: Mapping[str, Any]
 ) -> Iterator[Sample]:
-    """Rows of the first split that has changed ones, evenly spread over its languages and over each language's rows."""
-    name = next((name for name in splits if changed[name].any()), None)
-    if name is None:
-        return
-    rows = [np.flatnonzero(changed[name] & (places[name] == at)) for at in range(len(codes))]
-    of = [at for at in range(len(codes)) if len(rows[at])]
+    """Changed rows, as many as possible of each language of each split; what one has too few of, the others give."""
+    rows = {
+        (name, at): found
+        for at in range(len(codes))
+        for name in splits
+        if len(found := np.flatnonzero(changed[name] & (places[name] == at)))
+    }
+    of = list(rows)
     if len(of) > SAMPLES:
         of = [of[round(at)] for at in np.linspace(0, len(of) - 1, SAMPLES)]
-    shares = [len(each) for each in np.array_split(np.arange(SAMPLES), len(of))]
-    for nth, (at, share) in enumerate(zip(of, shares, strict=True)):
-        share = min(share, len(rows[at]))
+    shares, left = {}, SAMPLES
+    # The small ones first: what they leave is then known.
+    for nth, each in enumerate(sorted(of, key=lambda each: len(rows[each]))):
+        shares[each] = min(len(rows[each]), left // (len(of) - nth))
+        left -= shares[each]
+    for nth, (name, at) in enumerate(of):
+        share, mine = shares[name, at], rows[name, at]
         # Not the first of each language, which are often one row translated.
         spots = [(k + (nth + 0.5) / len(of)) / share for k in range(share)]
-        for row in (int(rows[at][int(spot * len(rows[at]))]) for spot in spots):
+        for row in (int(mine[int(spot * len(mine))]) for spot in spots):
             found = splits[name][row]
             before, after = (Pair(*(found[side + each] or "" for each in PAIR)) for side in ("raw_", ""))
             yield Sample(codes[at], name, row, before, after)

@@ -18,8 +18,16 @@ import numpy as np
 from midb.errors import ColumnError, MidbError, require_extra
 from midb.generators.adapter import ADAPTER_FILE
 from midb.generators.weights import ADAPTER_CONFIG
-from midb.hub.cards import PICTURE, adapter_card, base_model_of, dataset_card, eval_set_card, metric_card, metric_folder
-from midb.hub.facts import BATCH_ROWS, named_splits, read_edits, read_languages
+from midb.hub.cards import (
+    PICTURE,
+    adapter_card,
+    base_model_of,
+    card_of_facts,
+    eval_set_card,
+    metric_card,
+    metric_folder,
+)
+from midb.hub.facts import BATCH_ROWS, license_of, named_splits, read_edits, read_languages
 from midb.hub.picture import draw_distances
 from midb.hub.readme import Owned
 from midb.hub.shipment import Pushed, Shipment, Target
@@ -82,8 +90,9 @@ def push_dataset(
     splits = named_splits(edits)
     _check_sendable(splits, language)
     shipment = Shipment(Target(repo_id, "dataset", revision, private, create_pr, token, dry_run))
-    card = dataset_card(edits, language=language) if card is None else card
-    picture = draw_distances(read_edits(splits, language))
+    facts = read_edits(splits, language)
+    card = card_of_facts(facts, license=license_of(splits)) if card is None else card
+    picture = draw_distances(facts)
     shipment.begin(card)
     shipment.add(PICTURE, picture)
     return _push_splits(shipment, splits, card, language, max_shard_size)
@@ -154,8 +163,10 @@ def push_adapter(
 
     Raises:
         FileNotFoundError: The folder holds no adapter or no weights.
-        MidbError: The base model is no Hub id or not on the Hub, nobody is logged in, or the name is taken.
-        ValueError: The repository's name cannot be, it is public and was to be private, or the record is broken.
+        MidbError: The base model is no Hub id or not on the Hub, nobody is logged in, the name is taken, its README cannot be
+            read, or there is no such branch to propose to.
+        ValueError: The card names another base model, the repository's name cannot be, it is public and was to be private, or
+            the record is broken.
     """
     base = base_model_of(folder, base_model)
     paths = sorted(path for path in Path(folder).iterdir() if path.is_file() and _is_adapter_file(path.name))

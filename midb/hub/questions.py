@@ -3,8 +3,10 @@
 Knows the columns that `midb.release` writes. Evaluation sets are small, so they are read whole.
 """
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,20 +17,34 @@ from midb.languages import BY_CODE
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Sets that are told by the columns and questions that `midb.release` gives them: title, and what they are.
+# Sets that are told by their texts: title, and what they are.
 PUBLISHED = {
     "": ("Questions", ""),
     "mt-bench": (
         "MT-Bench",
-        "They are MIDB's published MT-Bench files as midb reads them: machine translations of the 80 English questions, most of two "
+        "They are MIDB's published MT-Bench files of these languages as midb reads them: machine translations of the 80 English questions, most of two "
         "turns.",
     ),
     "alpaca-eval": (
         "AlpacaEval",
-        "They are MIDB's published AlpacaEval files as midb reads them: machine translations of the 805 English instructions.",
+        "They are MIDB's published AlpacaEval files of these languages as midb reads them: machine translations of the 805 English instructions.",
     ),
 }
-_MT_CATEGORIES = {"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"}
+# What `_hash` gives of the ids and turns that `midb.release` reads from each published file.
+_HASHES = {
+    "mt-bench": {
+        "it": "a3ee377daaa66543", "es": "fa39d4a7c0fed1d4", "fr": "e1989923ccf766d2", "de": "712a5ca3b89e075e",
+        "ru": "2861251959535a87", "ar": "ae61b12aba19cead", "tr": "d27ad58cb7e6946f", "ja": "f5d35e63e29c9893",
+        "ko": "aaacbbee6074bbc2", "pt": "e183a6392ae101cd", "cs": "00aa6e62c00cf2e3", "el": "9f36d8fe0a06e0e1",
+        "id": "cedd5c3af25bc549", "th": "1814b408669b7d02", "vi": "7b60b537b2b66839", "ms": "a8ac20634c98a378",
+    },
+    "alpaca-eval": {
+        "it": "15fd15c17db42345", "es": "ac80f3b908bbc366", "fr": "f1607b87bfa1dc5a", "de": "e20db9de9d27f38f",
+        "ru": "1edb78216602f874", "ar": "fea3a1992c99f10e", "tr": "b8d49d422a94a6de", "ja": "ab08bb3db21ad771",
+        "ko": "538c0acdc064265d", "pt": "a657dc322997a11e", "cs": "cd7b53c84c6dc099", "el": "aa5b623a16e3e704",
+        "id": "2bab4de6474e0280", "th": "19ac2501a6c8aa1f", "vi": "db71b2895fe906d9", "ms": "4d8a69e779e90e8a",
+    },
+}  # fmt: skip
 
 
 class Question(NamedTuple):
@@ -63,7 +79,7 @@ class QuestionFacts:
     """An evaluation set in figures.
 
     Attributes:
-        published: `mt-bench` or `alpaca-eval` where the rows are as `midb.release` gives them; else empty.
+        published: `mt-bench` or `alpaca-eval` where each language has the very questions that `midb.release` gives; else empty.
         languages: By name.
         ids: How many different ones.
         common: How many are in every language.
@@ -124,7 +140,7 @@ def read_questions(splits: Mapping[str, "Dataset"]) -> QuestionFacts:
     common = set.intersection(*(each.ids for each in languages))
     shown = next((id_ for id_ in texts if id_ in common), next(iter(texts)))
     return QuestionFacts(
-        published=_published(first, set(categories), texts),
+        published=_published(languages, texts),
         languages=tuple(languages),
         rows=sum(map(len, splits.values())),
         ids=len(texts),
@@ -139,11 +155,19 @@ def read_questions(splits: Mapping[str, "Dataset"]) -> QuestionFacts:
     )
 
 
-def _published(first: "Dataset", categories: set[str], ids: Mapping[Any, Any]) -> str:
-    """Which published set these rows are, told by all that `midb.release` gives it; a person's own set has no such columns."""
-    if not {"language", "category", "defect", "repair"} <= set(first.column_names):
-        return ""
-    if {"subset", "instruction"} <= set(first.column_names):
-        return "alpaca-eval"
-    is_bench = categories <= _MT_CATEGORIES and all(isinstance(id_, int) and 81 <= id_ <= 160 for id_ in ids)
-    return "mt-bench" if is_bench else ""
+def _published(languages: Sequence[LanguageQuestions], texts: Mapping[Any, Mapping[str, list[str]]]) -> str:
+    """Which published set these are, told by the texts: anyone may have such ids and columns."""
+    found = {
+        each.language: _hash({id_: said[each.language] for id_, said in texts.items() if each.language in said})
+        for each in languages
+        if each.rows == len(each.ids)
+    }
+    for name, hashes in _HASHES.items():
+        if len(found) == len(languages) and found.items() <= hashes.items():
+            return name
+    return ""
+
+
+def _hash(questions: Mapping[Any, list[str]]) -> str:
+    lines = sorted(json.dumps([id_, turns], default=str) for id_, turns in questions.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

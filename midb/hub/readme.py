@@ -135,7 +135,8 @@ def _find(text: str) -> tuple[int, int, list[str]] | None:
 
 
 def _merged(theirs: dict[str, Any], ours: dict[str, Any], owned: Owned) -> dict[str, Any]:
-    merged = {**{key: value for key, value in theirs.items() if key not in owned.keys}, **ours}
+    gone = {*owned.keys} - {*ours}
+    merged = {key: value for key, value in {**theirs, **ours}.items() if key not in gone}
     if "tags" in theirs:
         merged["tags"] = list(dict.fromkeys([*_listed(theirs["tags"]), *_listed(ours.get("tags"))]))
     for key in ("configs", "dataset_info"):

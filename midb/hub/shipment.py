@@ -84,7 +84,7 @@ class Shipment:
         target: Where it goes.
 
     Raises:
-        MidbError: Nobody is logged in, or the repository holds something else.
+        MidbError: Nobody is logged in, the repository holds something else, or there is no such branch to propose to.
         ValueError: The repository's name cannot be, or it is public and was to be private.
     """
 
@@ -189,8 +189,10 @@ class Shipment:
             try:
                 info = self.api.repo_info(self.repo_id, repo_type=target.repo_type, revision=target.revision)
             except RevisionNotFoundError:  # a branch that will begin at main
+                self._check_branch()
                 info = self.api.repo_info(self.repo_id, repo_type=target.repo_type)
         except RepositoryNotFoundError:
+            self._check_branch()
             return
         if target.private and not info.private:
             raise ValueError(
@@ -205,8 +207,26 @@ class Shipment:
         self._owned = read_owned(self._readme)
         self._check_free()
 
+    def _check_branch(self) -> None:
+        """Refuse, before anything is made, a branch that is not there and that this push would not make."""
+        revision = self.target.revision
+        if revision in (None, "main"):
+            return
+        if revision.startswith("refs/"):
+            raise MidbError(f"{self.repo_id} has no {revision}; give a pull request that is open, or a branch")
+        if self.target.create_pr:
+            raise MidbError(
+                f"{self.repo_id} has no branch {revision}, so that nothing can be proposed for it; leave out revision=, which "
+                "proposes to main, or create_pr=, which makes the branch"
+            )
+
     def _check_free(self) -> None:
         kind, owned = self.target.kind, self._owned
+        if owned.kind and owned.kind not in _WHAT:
+            raise MidbError(
+                f"{README} of {self.repo_id} has a line <!-- midb:begin {owned.kind} -->, which this midb did not write; make it "
+                f"{BEGIN}, or upgrade midb"
+            )
         if owned.is_ours and owned.kind not in ("", kind):
             raise MidbError(f"{self.repo_id} holds {_WHAT[owned.kind]}, and this is {_WHAT[kind]}; give another name")
         others = [path for path in self._there if not any(fnmatch.fnmatch(path, each) for each in _HARMLESS)]

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from midb.errors import MidbError
+
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
@@ -115,13 +117,22 @@ def render(template: str | Path | None, shipped: str, values: Mapping[str, Any])
 
     Raises:
         FileNotFoundError: There is no such file.
-        jinja2.TemplateError: The template is broken, or names what there is not.
+        MidbError: The user's template is broken, or names what there is not.
     """
+    from jinja2 import TemplateError, TemplateSyntaxError
+
     if template is None:
-        page = _environment().get_template(shipped)
+        page = _environment().get_template(shipped).render(values)
     else:
-        page = _environment().from_string(Path(template).read_text(encoding="utf-8"))
-    text = re.sub(r"[ \t]+$", "", page.render(values), flags=re.MULTILINE)
+        own = Path(template).read_text(encoding="utf-8")
+        try:
+            page = _environment().from_string(own).render(values)
+        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+            line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+            raise MidbError(
+                f"the template {template}{line} cannot be filled in ({error}); mend it: it may name {', '.join(sorted(values))}"
+            ) from error
+    text = re.sub(r"[ \t]+$", "", page, flags=re.MULTILINE)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"  # of what conditions left out, no gaps
 
 
