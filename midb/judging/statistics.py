@@ -222,7 +222,7 @@ def unseen(cluster_means: "ArrayLike", bounds: tuple[float, float] = (0.0, 1.0))
     """How much lower and higher a mean may be for clusters unlike most, of which there happened to be few or none.
 
     The share of the clusters below the median one may be larger, by Wilson's bound, and these lie as far below it as those
-    that were seen, of which half a one more is supposed at the very end of the scale; likewise above. Of nothing but wins and losses
+    that were seen, of which one more is supposed at the very end of the scale; likewise above. Of nothing but wins and losses
     that is Wilson's interval.
     """
     means = np.asarray(cluster_means, float)
@@ -231,7 +231,7 @@ def unseen(cluster_means: "ArrayLike", bounds: tuple[float, float] = (0.0, 1.0))
     def reach(deviations: "NDArray[np.float64]", furthest: float) -> float:
         apart = deviations[deviations > 0]
         more = (wilson(len(apart), len(means)) or (0.0, 1.0))[1] - len(apart) / len(means)
-        return more * (float(np.sort(apart).sum()) + furthest / 2) / (len(apart) + 0.5)
+        return more * (float(np.sort(apart).sum()) + furthest) / (len(apart) + 1)
 
     return reach(middle - means, middle - bounds[0]), reach(means - middle, bounds[1] - middle)
 
