@@ -398,6 +398,8 @@ def report(
         raise typer.BadParameter(f"--names {names!r} is not two names; write boosted,raw")
     if out is not None and out.suffix not in (".md", ".json"):
         raise typer.BadParameter(f"--out {out}: a report is a .md or .json file")
+    if plot is not None and plot.suffix != ".png":
+        raise typer.BadParameter(f"--plot {plot}: a picture is a .png file")
     for path in filter(None, (out, plot)):
         if not path.parent.is_dir():
             raise typer.BadParameter(f"there is no folder {path.parent}; make it first")
