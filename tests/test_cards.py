@@ -663,3 +663,8 @@ def test_a_base_model_that_is_a_place_of_this_machine_is_refused(tmp_path, monke
         adapter_card(folder)
     with pytest.raises(FileNotFoundError, match=r"holds no adapter_config.json"):
         adapter_card(tmp_path)
+
+
+def test_a_column_of_the_callers_own_is_told_no_meaning():
+    rows = boosted().add_column("defect", ["idiom"] * len(boosted()))
+    assert "second turn" not in dataset_card(rows, repo_id="a/b").content

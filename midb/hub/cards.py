@@ -50,12 +50,15 @@ _MEANINGS = {
     "boosted_by": "who was asked",
     "edit_distance": "characters between the raw and the new pair",
     "published_distance": "the published figure: the English one in every language",
+}  # fmt: skip
+_QUESTION_MEANINGS = {
+    **_MEANINGS,
     "repair": "what midb mended in this row of the published files; empty where nothing was",
     "category": "what kind of question it is",
     "turns": "the questions of one conversation, in order",
     "defect": "lost: the second turn is not in the published file; split: one turn became several",
     "subset": "the part of AlpacaEval that it comes from",
-}  # fmt: skip
+}
 _SIZES = [
     (10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
     (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"),
@@ -182,7 +185,7 @@ def eval_set_card(
         "eval_set.md",
         {
             "facts": facts, "language_names": _and_others(names), "repo_id": repo_id, "license": license,
-            "example": codes[0] if codes else "all", "meanings": _MEANINGS, "published": facts.published,
+            "example": codes[0] if codes else "all", "meanings": _QUESTION_MEANINGS, "published": facts.published,
             "description": description,
         },
     )  # fmt: skip
