@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from datasets import Dataset, disable_progress_bars, load_from_disk
+from datasets import Dataset, disable_progress_bars, enable_progress_bars, load_from_disk
 from fake_judge import FakeJudge, Played, answered, request_key
 
 from midb import release
@@ -22,7 +22,13 @@ from midb.judging.report import summarize
 from midb.judging.verdict import merge
 from midb.languages import LANGUAGES
 
-disable_progress_bars()
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_bars():
+    disable_progress_bars()
+    yield
+    enable_progress_bars()
+
 
 CONCURRENCY = 32
 UNDER_WAY = 2 * CONCURRENCY  # what one kill may lose: those in flight, and as many that wait to be stored

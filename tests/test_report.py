@@ -5,7 +5,14 @@ import re
 
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict, concatenate_datasets, disable_progress_bars, load_dataset
+from datasets import (
+    Dataset,
+    DatasetDict,
+    concatenate_datasets,
+    disable_progress_bars,
+    enable_progress_bars,
+    load_dataset,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +21,13 @@ from midb.generators import FunctionGenerator
 from midb.judging import Judge, summarize
 from midb.judging.health import Control, judge_health
 
-disable_progress_bars()
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_bars():
+    disable_progress_bars()
+    yield
+    enable_progress_bars()
+
 
 FLIPPED = {"a": "b", "b": "a", "tie": "tie", None: None}
 LANGUAGES = ("ar", "de", "fr", "th")
