@@ -4,7 +4,7 @@ import sys
 from functools import partial
 
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Value, disable_progress_bars, enable_progress_bars
+from datasets import ClassLabel, Dataset, DatasetDict, Value, enable_progress_bars
 
 from midb import Booster, ColumnError, GenerationError, as_pairs
 from midb.generators import Completion, FunctionGenerator, Journal
@@ -346,10 +346,7 @@ def test_the_summary_counts_rows_reasons_and_tokens(capsys):
     )
     booster = Booster(generator=generator)
     enable_progress_bars()
-    try:
-        edits = booster.map(dataset(5))
-    finally:
-        disable_progress_bars()
+    edits = booster.map(dataset(5))
     summary = summarize(edits)
     assert (summary.rows, summary.boosted, summary.unchanged, summary.rejected, summary.failed) == (
         5,

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import yaml
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, enable_progress_bars
 from huggingface_hub import DatasetCard, ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -254,6 +254,7 @@ def test_rows_that_are_spread_evenly_are_drawn_flat(longest):
 
 
 def test_a_push_measures_the_rows_once_for_card_and_picture(capfd):
+    enable_progress_bars()
     push_dataset(boosted(), "tester/once", dry_run=True)
     assert capfd.readouterr().err.count("Edit distance: 100%") == 1
 
