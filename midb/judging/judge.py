@@ -190,8 +190,8 @@ class Judge:
 
         Args:
             max_cost: Stop before more than this is spent, in the currency of `price`; what was judged is kept and the
-                rest are `not_run` rows. Held for certain, since every call is reckoned as long as `sampling` allows: so
-                lower `max_tokens` where judges are brief. What a journal remembers costs nothing. Without a count of
+                rest, a random part of the questions, are `not_run` rows. It holds as long as the engine keeps to
+                `max_tokens`, since every call is reckoned that long: so lower it where judges are brief. What a journal remembers costs nothing. Without a count of
                 tokens from the engine, the rule of thumb of `estimate` counts.
 
         Raises:
@@ -205,9 +205,7 @@ class Judge:
         if max_cost is not None and not max_cost >= 0:
             raise ValueError(f"max_cost={max_cost} is no amount; give 0 or more, in the currency of price")
         comparisons = as_comparisons(dataset_a, dataset_b, on=on, mode=mode, missing=missing)
-        if (
-            max_cost is not None
-        ):  # what the budget leaves out is then a random part of the questions, in all their languages
+        if max_cost is not None:  # what it leaves out is a random part of the questions, in all their languages
             draws = [_draw(self.seed, id_) for id_ in comparisons["id"]]
             order = sorted(range(len(draws)), key=draws.__getitem__)
             comparisons = comparisons.select(order)
