@@ -191,8 +191,8 @@ class Judge:
         Args:
             max_cost: Stop before more than this is spent, in the currency of `price`; what was judged is kept and the
                 rest, a random part of the questions, are `not_run` rows. It holds as long as the engine keeps to
-                `max_tokens`, since every call is reckoned that long: so lower it where judges are brief. What a journal remembers costs nothing. Without a count of
-                tokens from the engine, the rule of thumb of `estimate` counts.
+                `max_tokens`, since every call is reckoned that long: so lower it where judges are brief. What a journal
+                remembers costs nothing. Without a count of tokens from the engine, the rule of thumb of `estimate` counts.
 
         Raises:
             ColumnError: The datasets cannot be joined; nothing was asked.
