@@ -35,43 +35,56 @@ class Ledger:
         files: An fsspec file system.
         folder: A path in it.
         identity: The hash of whatever makes the rows what they are.
+        rows_per_shard: Shards of another size would not be found.
     """
 
     files: Any
     folder: str
     identity: str
+    rows_per_shard: int
 
     @classmethod
-    def open(cls, place: str | Path, identity: str, rows_per_shard: int, maker: str) -> "Ledger":
-        """Make the folder when missing; every way in which it is unusable shows here, before anything is paid for.
+    def open(cls, place: str | Path, identity: str, rows_per_shard: int) -> "Ledger":
+        """Look at a folder, which need not be there yet; nothing is written.
 
         Args:
             place: A folder, or a URL that fsspec knows; keys come from the environment.
             identity: As above.
-            rows_per_shard: Shards of another size would not be found.
-            maker: What makes the rows, for people.
+            rows_per_shard: As above.
 
         Raises:
-            MidbError: The place cannot be made or written.
+            MidbError: The place cannot be read.
             ValueError: It was begun with another `rows_per_shard`.
         """
         import fsspec
 
         with _explained(place):
             files, folder = fsspec.url_to_fs(str(place))
-            ledger = cls(files, folder.rstrip("/"), identity)
-            files.makedirs(ledger.folder, exist_ok=True)
+            ledger = cls(files, folder.rstrip("/"), identity, rows_per_shard)
             try:
                 begun = json.loads(files.cat_file(ledger._path(f"{identity}.json")))
             except FileNotFoundError:
-                begun = {"format": FORMAT, "midb": version("midb"), "maker": maker, "rows_per_shard": rows_per_shard}
-                ledger._put(f"{identity}.json", json.dumps(begun).encode())
+                return ledger
         if (begun["format"], begun["rows_per_shard"]) != (FORMAT, rows_per_shard):
             raise ValueError(
                 f"the ledger {place} was begun with shards of {begun['rows_per_shard']:,} rows in format {begun['format']}, and "
                 f"rows_per_shard={rows_per_shard:,} in format {FORMAT} would find none of them; use the same, or another folder"
             )
         return ledger
+
+    def begin(self, maker: str) -> None:
+        """Make the folder when missing and write to it; a place that takes no shard shows here, before anything is paid for.
+
+        Args:
+            maker: What makes the rows, for people.
+
+        Raises:
+            MidbError: The place cannot be made or written.
+        """
+        about = {"format": FORMAT, "midb": version("midb"), "maker": maker, "rows_per_shard": self.rows_per_shard}
+        with _explained(self.folder):
+            self.files.makedirs(self.folder, exist_ok=True)
+            self._put(f"{self.identity}.json", json.dumps(about).encode())
 
     def name(self, start: int, rows: int, digest: str) -> str:
         """What the shard of a range is called: names sort in row order."""

@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from test_booster import dataset, improve
 
 from midb import Booster, ColumnError, GenerationError, Judge, MidbError, MissingExtraError, as_pairs
-from midb.cluster import Workers, _check_room, map_on_cluster
+from midb.actors import check_room
+from midb.cluster import Workers, map_on_cluster
 from midb.generators import Completion, FunctionGenerator, Journal, OpenAIGenerator
 from midb.judging.comparisons import as_comparisons
 from midb.ledger import Ledger
@@ -132,7 +133,7 @@ def test_a_shard_says_what_it_is(tmp_path):
         ["000000000000-000000000005", step.identity()],
         ["000000000005-000000000010", step.identity()],
     ]
-    about, schema = Ledger.open(tmp_path, step.identity(), 5, "").find(shards(tmp_path)[5])
+    about, schema = Ledger.open(tmp_path, step.identity(), 5).find(shards(tmp_path)[5])
     assert about["failed"] == [1]
     assert "boost_status" in schema.names
     assert json.loads((tmp_path / f"{step.identity()}.json").read_text())["maker"] == "Booster"
@@ -199,7 +200,7 @@ def test_a_step_that_says_its_types_gives_every_shard_the_same(tmp_path):
     texts = [None] * 4 + ["abc"]
     got = map_on_cluster(Dataset.from_dict({"text": texts}), Declared(), tmp_path, rows_per_shard=2)
     assert got.features == {"text": Value("string"), **Declared().adds()}
-    ledger = Ledger.open(tmp_path, "lengths", 2, "")
+    ledger = Ledger.open(tmp_path, "lengths", 2)
     assert len({str(ledger.find(name)[1]) for name in shards(tmp_path).values()}) == 1
 
 
@@ -626,6 +627,16 @@ def test_memory_stays_flat_whatever_the_length_of_a_stream(tmp_path):
     assert late - early < 50_000  # KiB
 
 
+def test_a_cluster_that_does_not_answer_is_said_at_once(tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    with closing(socket.create_server(("127.0.0.1", 0))) as nobody:
+        port = nobody.getsockname()[1]
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(MidbError, match=rf"no Ray answers at RAY_ADDRESS={address} .*; begin it with `ray start"):
+            map_on_cluster(dataset(2), booster(improve), tmp_path, workers=1)
+
+
 # From here on with Ray: real nodes, each a process as on a machine of its own.
 
 
@@ -782,7 +793,7 @@ def test_what_cannot_go_well_on_a_cluster_is_said_and_not_waited_for(two_nodes, 
         MidbError, match="no worker can start: ModuleNotFoundError: No module named 'nowhere'; put the same"
     ):
         map_on_cluster(texts, Lengths(), tmp_path / "a", workers=1)
-    monkeypatch.setattr("midb.cluster.PATIENCE", 5)
+    monkeypatch.setattr("midb.actors.PATIENCE", 5)
     others = [ray.remote(num_cpus=1)(type("Other", (), {"works": lambda self: True})).remote() for _ in range(2)]
     assert ray.get([other.works.remote() for other in others])
     with pytest.raises(MidbError, match=r"no worker has started in 5 s: each needs 1 CPU .*; make room and run again"):
@@ -856,18 +867,8 @@ def test_a_worker_stands_on_one_node_and_those_that_do_not_fit_are_refused(nodes
     alive = [{"Alive": True, "Resources": each} for each in nodes] + [{"Alive": False, "Resources": {"CPU": 99.0}}]
     needs = {"CPU": workers.cpus, "GPU": workers.gpus}
     with pytest.raises(MidbError, match=f"do not fit: the cluster has room for {room} "):
-        _check_room(alive, needs, workers)
-    _check_room(alive * workers.count, {"CPU": 0.1, "GPU": 0}, workers)
-
-
-def test_a_cluster_that_does_not_answer_is_said_at_once(tmp_path, monkeypatch):
-    pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    with closing(socket.create_server(("127.0.0.1", 0))) as nobody:
-        port = nobody.getsockname()[1]
-    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        with pytest.raises(MidbError, match=rf"no Ray answers at RAY_ADDRESS={address} .*; begin it with `ray start"):
-            map_on_cluster(dataset(2), booster(improve), tmp_path, workers=1)
+        check_room(alive, needs, workers)
+    check_room(alive * workers.count, {"CPU": 0.1, "GPU": 0}, workers)
 
 
 def test_without_ray_workers_are_refused_with_the_way_out(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ HOUSE = Path(midb.__file__).parent
 # Imports go down only; rooms on one floor never import each other.
 FLOORS = {
     "midb.errors": 0, "midb.languages": 0, "midb.schema": 0, "midb.identify": 0,
-    "midb.prompts": 1, "midb.chat": 1, "midb.guards": 1, "midb.distance": 1, "midb.progress": 1, "midb.ledger": 1,
+    "midb.prompts": 1, "midb.chat": 1, "midb.guards": 1, "midb.distance": 1, "midb.progress": 1, "midb.ledger": 1, "midb.actors": 1,
     "midb.generators": 2, "midb.release": 2, "midb.files": 2, "midb.review": 2, "midb.cluster": 2,
     "midb.booster": 3, "midb.train": 3, "midb.judging": 3,
     "midb.hub": 4,
@@ -41,7 +41,7 @@ HOMES = {
     "trl": {"train/trainer.py"},
     "openai": {"generators/openai.py"},
     "matplotlib": {"train/log.py", "judging/plot.py", "hub/picture.py"},
-    "ray": {"cluster.py"},
+    "ray": {"actors.py"},
     "scipy": {"judging/statistics.py", "judging/agreement.py", "judging/health.py"},
     "statsmodels": {"judging/statistics.py", "judging/agreement.py"},
     "sklearn": {"judging/length.py"},
