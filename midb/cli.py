@@ -20,6 +20,7 @@ from rich.markup import escape as plain
 from rich.table import Table
 
 from midb.booster import Booster
+from midb.cluster import ROWS_PER_SHARD, Workers, map_on_cluster, rows_to_do
 from midb.distance import filter_by_edit_distance
 from midb.errors import ColumnError, GenerationError, MidbError, require_extra
 from midb.files import HUB, check_destination, check_fits, read_dataset, write_dataset
@@ -125,7 +126,9 @@ def boost(
     model: Annotated[
         str, typer.Option(help="A model or adapter (folder or Hub id); with --base-url, the name the server knows.")
     ],
-    out: Out,
+    out: Annotated[
+        str | None, typer.Option(help="A json, jsonl, csv or parquet file, a folder, or hf://datasets/owner/name.")
+    ] = None,
     base_url: BaseUrl = None,
     api_key_env: ApiKeyEnv = _KEY,
     config: Config = None,
@@ -145,20 +148,42 @@ def boost(
     batch_size: BatchSize = 8,
     max_tokens: MaxTokens = 2048,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    ledger: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep finished row ranges there, a folder or a URL such as s3://bucket/run, in place of a journal; "
+            "with --dry-run, say how many rows are left."
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="i/n: only the i-th of n shares, from 0, without --out; the call without it gathers."),
+    ] = None,
+    rows_per_shard: Annotated[int, typer.Option(min=1, help="Rows of a range; needs --ledger.")] = ROWS_PER_SHARD,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Ray workers, with a model each; without it this process works alone.")
+    ] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each worker.")] = 0,
     journal: JournalPath = None,
     no_journal: NoJournal = False,
     dry_run: DryRun = False,
 ) -> None:
     """Boost a dataset; run the same command again to ask only for what failed."""
-    check_destination(out, source)
+    share = _share(shard, ledger, out, workers, gpus)
+    if out is None and shard is None and not dry_run:
+        raise typer.BadParameter("give --out, where the result goes")
+    if out is not None:
+        check_destination(out, source)
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
     pairs = _first(_named(read_dataset(source, config, split), columns), limit)
-    check_fits(pairs, out)
-    base, adapter = (model, None) if base_url or dry_run else resolve_adapter(model)
-    if dry_run and not base_url and Path(model).is_dir():  # a dry run asks no Hub what a name stands for
+    if out is not None:
+        check_fits(pairs, out)
+    only_shows = dry_run and ledger is None
+    base, adapter = (model, None) if base_url or only_shows else resolve_adapter(model)
+    if only_shows and not base_url and Path(model).is_dir():  # a dry run asks no Hub what a name stands for
         adapter = model
     booster = Booster(generator=_NOBODY, fields=fields, language=language, **asked_as_trained(adapter, prompt))
-    if dry_run:
+    if only_shows:
         for dataset in _splits(pairs):
             for start in range(0, len(dataset), 1000):
                 for messages in booster.preview(dataset.skip(start), 1000):
@@ -172,13 +197,31 @@ def boost(
         )
     else:
         generator = TransformersGenerator(base, adapter=adapter, batch_size=batch_size, sampling=sampling)
-    if not no_journal:
-        generator = Journal(generator, journal or _journal_of(out))
-    edits = replace(booster, generator=generator).map(pairs)
-    write_dataset(edits, out, config)
+    if not no_journal and (kept := journal or (_journal_of(out) if out and not ledger else None)):
+        generator = Journal(generator, kept)
+    booster = replace(booster, generator=generator)
+    if ledger is None:
+        edits = booster.map(pairs)
+    else:
+        for each in _splits(pairs):
+            booster.preview(each, 0)  # what a boost would refuse, before anything is paid for
+        how: dict[str, Any] = {"rows_per_shard": rows_per_shard, "shard": share, "retry_failed": True}
+        if dry_run:
+            to_do = rows_to_do(as_pairs(pairs), booster, ledger, **how)
+            done = sum(rows == 0 for rows in to_do.values())
+            print(f"{len(to_do):,} shards, {done:,} of them done; {sum(to_do.values()):,} rows would be asked")
+            return
+        pool = Workers(workers, gpus=gpus) if workers else None
+        edits = map_on_cluster(as_pairs(pairs), booster, ledger, workers=pool, **how)
     splits = _splits(edits)
+    if out is not None:
+        write_dataset(edits, out, config)
     _report(splits)
-    _console().print(f"written to {plain(out)}")
+    _console().print(
+        f"written to {plain(out)}"
+        if out
+        else f"share {shard} is in {plain(str(ledger))}; the same command without --shard gathers"
+    )
     if failed := sum(sum(summarize(each).failed.values()) for each in splits):
         _stop(
             f"{failed:,} rows failed and keep their raw text (boost_reason says why); the same command asks again for those alone",
@@ -423,6 +466,27 @@ push = typer.Typer(help="Publish to the Hub, with a card that tells the truth.",
 for _name, _command in PUSH.items():
     push.command(_name)(_plain_errors(_command))
 app.add_typer(push, name="push")
+
+
+def _share(shard: str | None, ledger: str | None, out: str | None, workers: int | None, gpus: float) -> tuple[int, int]:
+    """The share that `--shard` means, of options that go together."""
+    if ledger is None and (shard or workers):
+        raise typer.BadParameter("--shard and --workers need --ledger, where finished row ranges lie")
+    if gpus and workers is None:
+        raise typer.BadParameter("--gpus is for each of --workers; say how many of those")
+    if shard and out:
+        raise typer.BadParameter(
+            "--shard does a share and --out is for the whole: leave --out to the last call, without --shard"
+        )
+    if shard is None:
+        return 0, 1
+    try:
+        index, count = map(int, shard.split("/"))
+        if 0 <= index < count:
+            return index, count
+    except ValueError:
+        pass
+    raise typer.BadParameter(f"--shard {shard!r} is no share; write i/n, with i from 0 to n - 1, such as 0/16")
 
 
 def _read_key(api_key_env: str) -> str | None:

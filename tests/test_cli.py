@@ -361,3 +361,126 @@ def test_a_hub_dataset_is_boosted_onto_the_hub(server, tmp_path):
         hub.kill()
         hub.wait()
         hub.stdout.close()
+
+
+def many(path, count=23, **more):
+    """Questions that a server answers one by one, no two alike."""
+    return jsonl(
+        path, [{"id": n, "instruction": f"Perché {n} ?", "response": f"Perché {n}.", **more} for n in range(count)]
+    )
+
+
+def boost(server, source, *options):
+    return ("boost", source, "--model", "m", "--base-url", server.url, *options)
+
+
+def test_with_a_ledger_the_same_command_asks_only_for_what_failed_and_keeps_no_journal(server, tmp_path):
+    rows = [{**ROWS[0], "instruction": f"Perché {n} ?" + " [[400]]" * (n == 4)} for n in range(7)]
+    out, source = tmp_path / "out.jsonl", jsonl(tmp_path / "in.jsonl", rows)
+    with FakeOpenAI() as sick:
+        command = boost(sick, source, "--out", out, "--ledger", tmp_path / "ledger", "--rows-per-shard", 3)
+        said = midb(*command)
+        assert said.exit_code == 3, said.output
+        assert [row["boost_status"] for row in read(out)].count("failed") == 1
+        sick.get("heal")
+        assert midb(*command).exit_code == 0
+        assert sick.get("stats")["requests"] == 7 + 1
+    assert [row["boost_status"] for row in read(out)] == ["boosted"] * 7
+    assert len(list((tmp_path / "ledger").glob("*.parquet"))) == 3
+    assert not list(tmp_path.glob("*.journal"))
+
+
+def test_shares_are_done_one_by_one_and_the_call_without_a_share_gathers_them(server, tmp_path):
+    source, ledger = many(tmp_path / "in.jsonl"), tmp_path / "ledger"
+    command = boost(server, source, "--ledger", ledger, "--rows-per-shard", 4)
+    for job in (2, 0, 1):
+        said = midb(*command, "--shard", f"{job}/3")
+        assert said.exit_code == 0, said.output
+        assert "the same command without --shard gathers" in said.stderr
+    assert server.get("stats")["requests"] == 23
+    assert midb(*command, "--shard", "6/7").exit_code == 0  # a job that no range is left for
+    assert midb(*command, "--out", tmp_path / "out.parquet").exit_code == 0
+    assert Dataset.from_parquet(str(tmp_path / "out.parquet"))["id"][:] == list(range(23))
+    assert server.get("stats")["requests"] == 23
+
+
+def test_each_split_of_a_folder_has_its_own_part_of_the_ledger(server, tmp_path):
+    DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:1])).save_to_disk(tmp_path / "in")
+    command = boost(server, tmp_path / "in", "--ledger", tmp_path / "ledger")
+    assert "2 shards, 0 of them done; 3 rows would be asked" in midb(*command, "--dry-run").stdout
+    assert midb(*command, "--out", tmp_path / "out").exit_code == 0
+    assert {name: len(split) for name, split in load_from_disk(tmp_path / "out").items()} == {"train": 2, "test": 1}
+    assert "2 shards, 2 of them done; 0 rows would be asked" in midb(*command, "--dry-run").stdout
+
+
+def test_a_dry_run_on_a_ledger_says_what_is_left_and_writes_nothing(server, tmp_path):
+    source, ledger = many(tmp_path / "in.jsonl"), tmp_path / "ledger"
+    command = boost(server, source, "--ledger", ledger, "--rows-per-shard", 4)
+    assert midb(*command, "--dry-run").stdout == "6 shards, 0 of them done; 23 rows would be asked\n"
+    assert not ledger.exists()
+    midb(*command, "--shard", "1/3")
+    assert midb(*command, "--dry-run").stdout == "6 shards, 2 of them done; 15 rows would be asked\n"
+    assert midb(*command, "--dry-run", "--shard", "1/3").stdout == "2 shards, 2 of them done; 0 rows would be asked\n"
+    assert midb(*command, "--dry-run", "--fields", "response").stdout.endswith("23 rows would be asked\n")
+    assert server.get("stats")["requests"] == 8
+
+
+def test_with_a_ledger_too_what_cannot_be_boosted_is_refused_before_it_is_made(server, tmp_path):
+    source, ledger = many(tmp_path / "in.jsonl", boosted_by="somebody"), tmp_path / "ledger"
+    said = midb(*boost(server, source, "--ledger", ledger, "--shard", "0/2"))
+    assert (said.exit_code, "which a boost writes" in said.stderr) == (1, True)
+    assert not ledger.exists()
+
+
+@pytest.mark.slow
+def test_an_array_of_jobs_loses_what_a_killed_one_had_in_hand_and_nothing_is_asked_twice(tmp_path):
+    count, size, jobs, in_flight = 90, 5, 3, 8
+    source, ledger, out = many(tmp_path / "in.jsonl", count), tmp_path / "ledger", tmp_path / "out.jsonl"
+    with FakeOpenAI(latency=0.2) as slow:
+        whole = boost(slow, source, "--ledger", ledger, "--rows-per-shard", size, "--concurrency", in_flight)
+
+        def start(*options):
+            command = [sys.executable, "-m", "midb.cli", *map(str, (*whole, *options))]
+            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+        def finished():
+            return [int(path.name[:12]) for path in ledger.glob("*.parquet")]
+
+        array = [start("--shard", f"{job}/{jobs}") for job in range(jobs)]
+        slow.wait_until(lambda _: any(start // size % jobs == 1 for start in finished()), 120)  # its first of six
+        array[1].kill()
+        assert [job.communicate() and job.returncode for job in array] == [0, -9, 0]
+        assert set(finished()) < set(range(0, count, size))
+        again = start("--shard", f"1/{jobs}")
+        assert (again.communicate()[1][-500:], again.returncode)[1] == 0
+        asked = {text: times for text, (times, _) in slow.get("asked").items()}
+        assert len(asked) == count
+        assert sum(asked.values()) - count <= size  # the one range that the killed job had in hand
+        gathering = start("--out", out)
+        assert (gathering.communicate()[1][-500:], gathering.returncode)[1] == 0
+        assert slow.get("stats")["requests"] == sum(asked.values())
+    assert [row["id"] for row in read(out)] == list(range(count))
+    assert {row["boost_status"] for row in read(out)} == {"boosted"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--ledger", "l", "--shard", "0/2", "--out", "o.jsonl"], "leave --out to the last call"),
+        (["--ledger", "l", "--shard", "2/2"], "with i from 0 to n - 1"),
+        (["--ledger", "l", "--shard", "-1/2"], "with i from 0 to n - 1"),
+        (["--ledger", "l", "--shard", "half"], "with i from 0 to n - 1"),
+        (["--ledger", "l"], "give --out"),
+        (["--shard", "0/2"], "need --ledger"),
+        (["--out", "o.jsonl", "--workers", "2"], "need --ledger"),
+        (["--out", "o.jsonl", "--ledger", "l", "--gpus", "1"], "say how many"),
+        (["--out", "o.jsonl", "--ledger", "l", "--workers", "0"], "workers"),
+        (["--out", "o.jsonl", "--ledger", "l", "--rows-per-shard", "0"], "rows-per-shard"),
+    ],
+)
+def test_options_of_a_ledger_that_do_not_go_together_are_wrong_usage(tmp_path, monkeypatch, wrong, says):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")  # no break inside a sentence
+    said = midb("boost", many(Path("in.jsonl")), "--model", "m", "--base-url", "http://x", *wrong)
+    assert (said.exit_code, says in said.stderr) == (2, True), said.stderr
+    assert not Path("l").exists()
