@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from midb.errors import ColumnError
-from midb.generators import Completion, Generator, Journal, TransformersGenerator
+from midb.generators import Completion, Generator, Journal, TransformersGenerator, VLLMGenerator
 from midb.generators.base import fingerprint, stream
+from midb.generators.vllm import is_preferred
 from midb.generators.weights import adapter_record, resolve_adapter
 from midb.guards import DEFAULT_GUARDS, Guard, check
 from midb.languages import language_code
@@ -98,7 +99,13 @@ class Booster:
             language_code(self.language)
 
     @classmethod
-    def from_pretrained(cls, model_or_adapter: str | Path, *, journal: str | Path | None = None) -> "Booster":
+    def from_pretrained(
+        cls,
+        model_or_adapter: str | Path,
+        *,
+        journal: str | Path | None = None,
+        engine: Literal["vllm", "transformers"] | None = None,
+    ) -> "Booster":
         """Boost with a model or a LoRA adapter from a folder or the Hub, on this machine.
 
         An adapter that midb trained is asked as in its training: same prompt, tags and rendering. Text is escaped also
@@ -107,12 +114,16 @@ class Booster:
         Args:
             model_or_adapter: A causal language model, or an adapter that names its base model.
             journal: A file that keeps every completion, so that a rerun is free.
+            engine: None is vLLM where it is installed and sees a GPU, else transformers.
 
         Raises:
-            MissingExtraError: transformers or torch is not installed.
+            MissingExtraError: The engine, transformers or torch is not installed.
         """
+        if engine not in (None, "vllm", "transformers"):
+            raise ValueError(f"engine={engine!r} is not a choice; use 'vllm', 'transformers' or None")
         model, adapter = resolve_adapter(model_or_adapter)
-        generator = TransformersGenerator(model, adapter=adapter)
+        on_vllm = engine == "vllm" or (engine is None and is_preferred())
+        generator: Generator = (VLLMGenerator if on_vllm else TransformersGenerator)(model, adapter=adapter)
         record = adapter_record(adapter) if adapter else None
         asked: dict[str, Any] = {} if record is None else {"prompt": record.prompt, "tags": record.tags}
         return cls(generator=generator if journal is None else Journal(generator, journal), **asked)

@@ -7,6 +7,7 @@ again, what was answered is in the journal · 130 interrupted.
 import functools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -459,6 +460,32 @@ def report(
         print(text)
     for path in filter(None, (out, made.plot(plot) if plot else None)):
         _console().print(f"written to {plain(str(path))}")
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+@_plain_errors
+def serve_command(
+    model: Annotated[str, typer.Argument(help="A model or adapter: folder or Hub id.")],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(help="Options of `vllm serve`: --tensor-parallel-size 4, --data-parallel-size 2, --host, ..."),
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Where the server listens, on this machine alone.")
+    ] = 8000,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=2, help="Prompt and answer together.", show_default="what model and memory allow")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where its two files are written.", show_default="./booster-HASH")
+    ] = None,
+) -> None:
+    """Print the `vllm serve` command for a booster, and what asks it; write its chat template and end tokens."""
+    from midb.generators import vllm
+
+    served = vllm.serve_command(model, *(options or []), port=port, max_model_len=max_model_len, folder=folder)
+    print(shlex.join(served.command))
+    _console().print(plain(f"and, when it is up: {served.client}"))
 
 
 app.command()(_plain_errors(train))

@@ -40,6 +40,7 @@ HOMES = {
     "peft": {"generators/transformers.py", "train/trainer.py"},
     "trl": {"train/trainer.py"},
     "openai": {"generators/openai.py"},
+    "vllm": {"generators/vllm.py"},
     "matplotlib": {"train/log.py", "judging/plot.py", "hub/picture.py"},
     "ray": {"actors.py"},
     "scipy": {"judging/statistics.py", "judging/agreement.py", "judging/health.py"},

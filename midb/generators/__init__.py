@@ -4,6 +4,7 @@ from midb.generators.base import FunctionGenerator, Generator, Sampling
 from midb.generators.journal import Journal
 from midb.generators.openai import OpenAIGenerator
 from midb.generators.transformers import TransformersGenerator
+from midb.generators.vllm import VLLMGenerator
 from midb.schema import Completion
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "OpenAIGenerator",
     "Sampling",
     "TransformersGenerator",
+    "VLLMGenerator",
 ]
