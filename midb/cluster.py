@@ -306,12 +306,10 @@ class _Run:
 
     def _count(self, name: str, about: Mapping[str, Any], rows: int, tokens: int = 0) -> None:
         self.versions[name] = about["made"]
-        failed = set(about["failed"])
         self.rows += rows
-        self.failed += len(failed)
+        self.failed += len(about["failed"])
         self.returned.update(about["returned"])
-        for row in range(rows):
-            self.bar.count(0 if row else tokens, row in failed)
+        self.bar.count(tokens, len(about["failed"]), rows)
 
 
 def _failed(result: Batch, rows: int) -> list[int]:

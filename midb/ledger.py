@@ -59,7 +59,13 @@ class Ledger:
         import fsspec
 
         with _explained(place):
-            files, folder = fsspec.url_to_fs(str(place))
+            try:
+                files, folder = fsspec.url_to_fs(str(place))
+            except (ImportError, ValueError) as error:  # the store's own library is not here, or nobody knows it
+                raise MidbError(
+                    f"the ledger {place} cannot be used: {error}; give a folder, or a URL whose fsspec library is installed, "
+                    "such as s3fs for s3://"
+                ) from error
             ledger = cls(files, folder.rstrip("/"), identity, rows_per_shard)
             try:
                 begun = json.loads(files.cat_file(ledger._path(f"{identity}.json")))

@@ -32,13 +32,15 @@ class RowBar:
         if self._shown:
             self._show()
 
-    def count(self, tokens: int | None, failed: bool) -> None:
-        """One row is done."""
+    def count(self, tokens: int | None, failed: int, rows: int = 1) -> None:
+        """One row is done, or many at once: those are drawn, as it may take long until the next."""
         self._tokens += tokens or 0
         self._failed += failed
-        if self._bar.update():  # it was drawn: only then is a new text worth its time
+        if self._bar.update(rows) or rows > 1:  # only where it is drawn a new text is worth its time
             elapsed = self._bar.format_dict["elapsed"] or 1
-            self._bar.set_postfix_str(f"{self._tokens / elapsed:,.0f} tokens/s, {self._failed} failed", refresh=False)
+            self._bar.set_postfix_str(
+                f"{self._tokens / elapsed:,.0f} tokens/s, {self._failed} failed", refresh=rows > 1
+            )
 
 
 def say(text: object) -> None:

@@ -385,6 +385,34 @@ def test_a_place_that_cannot_be_a_ledger_is_refused_before_anything_is_asked(tmp
     assert model.asked == []
 
 
+@pytest.mark.parametrize(
+    ("place", "complaint"),
+    [
+        (
+            "nowhere://bucket/run",
+            r"the ledger nowhere://bucket/run cannot be used: Protocol not known: nowhere; give a folder, or a URL",
+        ),
+        ("mall://bucket/run", r"cannot be used: Install mallfs to access a mall; give a folder, or a URL"),
+    ],
+)
+def test_a_url_that_nobody_here_can_open_is_refused_with_the_way_out(place, complaint):
+    fsspec.register_implementation("mall", "mallfs.Mall", clobber=True, errtxt="Install mallfs to access a mall")
+    with pytest.raises(MidbError, match=complaint):
+        map_on_cluster(dataset(2), booster(Model()), place)
+
+
+def test_the_bar_tells_of_a_finished_range_while_the_next_is_at_work(tmp_path, capsys):
+    said = []
+
+    def listen(messages):
+        if number_of(messages) % 5 == 0:
+            said.append(capsys.readouterr().err)
+        return Completion("", "error", error="http_500: sick") if number_of(messages) == 3 else improve(messages)
+
+    map_on_cluster(dataset(15), booster(listen), tmp_path, rows_per_shard=5)
+    assert ["5/15" in said[1], "1 failed" in said[1], "10/15" in said[2]] == [True] * 3, said
+
+
 def test_a_folder_may_have_any_name(tmp_path):
     folder = tmp_path / "a *[1]? b"
     assert map_on_cluster(dataset(5), booster(Model()), folder, rows_per_shard=2)["id"][:] == [0, 1, 2, 3, 4]
