@@ -629,16 +629,24 @@ def test_a_stream_from_the_hub_goes_on_after_a_kill_and_fills_no_disk(tmp_path):
     assert sum(path.stat().st_size for path in home.rglob("*.arrow")) == 0
 
 
-FLAT = """if True:
-    import resource, sys
-    from datasets import IterableDataset, disable_progress_bars
+# Not getrusage, which begins with what the parent process had.
+PEAK = """if True:
+    import sys
+    from datasets import IterableDataset, disable_progress_bars, load_dataset
     from test_cluster import Lengths
     from midb.cluster import map_on_cluster
 
+    def peak():
+        return next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+"""
+
+FLAT = (
+    PEAK
+    + """
     def rows(count):
         for number in range(count):
             if number in (count // 10, count - 1):
-                print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
+                print(peak(), flush=True)
             yield {"text": f"{number:08}" * 250}
 
     if __name__ == "__main__":
@@ -646,6 +654,7 @@ FLAT = """if True:
         stream = IterableDataset.from_generator(rows, gen_kwargs={"count": int(sys.argv[2])})
         map_on_cluster(stream, Lengths(), sys.argv[1], rows_per_shard=int(sys.argv[3]))
 """
+)
 
 
 @pytest.mark.slow
@@ -653,6 +662,40 @@ def test_memory_stays_flat_whatever_the_length_of_a_stream(tmp_path):
     early, late = map(int, driver(tmp_path, 150_000, 1000, FLAT).communicate()[0].split())  # 300 MB of text
     assert len(shards(tmp_path)) == 150
     assert late - early < 50_000  # KiB
+
+
+FROM_HUB = (
+    PEAK
+    + """
+    if __name__ == "__main__":
+        disable_progress_bars()
+        count, size = int(sys.argv[2]), int(sys.argv[3])
+        stream = load_dataset("tester/long", f"rows{count}", split="train", streaming=True)
+        lengths = map_on_cluster(stream, Lengths(), sys.argv[1], rows_per_shard=size)
+        print(sum(row["length"] == 4000 for row in lengths), peak())
+"""
+)
+
+
+@pytest.mark.slow
+def test_a_stream_from_the_hub_takes_as_much_memory_whatever_its_length(tmp_path):
+    home, size, begin = tmp_path / "home", 500, "from datasets import Dataset; "
+    server, _, address = fakehub.start(str(tmp_path / "hub"))
+    hub = {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_test", "HF_HOME": str(home)}
+    hub["HF_HUB_OFFLINE"] = "0"
+    push = begin + "import sys; count, size = map(int, sys.argv[2:]); " + (
+        "rows = Dataset.from_dict({'text': [f'{number:08}' * 500 for number in range(count)]}); "
+        "rows.push_to_hub('tester/long', f'rows{count}', num_shards=count // size)"
+    )  # fmt: skip
+    peaks = []
+    with closing(server.socket):
+        for count in (2_000, 40_000):  # 8 and 160 MB of text
+            pushing = driver(tmp_path, count, size, push, **hub)
+            assert (pushing.communicate()[1][-2000:], pushing.returncode)[1] == 0
+            read, peak = driver(tmp_path / str(count), count, size, FROM_HUB, **hub).communicate()[0].split()
+            assert int(read) == count
+            peaks.append(int(peak))
+    assert peaks[1] - peaks[0] < 50_000  # KiB
 
 
 def test_a_cluster_that_does_not_answer_is_said_at_once(tmp_path, monkeypatch):
