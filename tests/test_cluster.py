@@ -27,7 +27,7 @@ from test_booster import dataset, improve
 
 from midb import Booster, ColumnError, GenerationError, Judge, MidbError, MissingExtraError, as_pairs
 from midb.actors import check_room
-from midb.cluster import Workers, map_on_cluster
+from midb.cluster import Workers, map_on_cluster, rows_to_do
 from midb.generators import Completion, FunctionGenerator, Journal, OpenAIGenerator
 from midb.judging.comparisons import as_comparisons
 from midb.ledger import Ledger
@@ -504,6 +504,29 @@ def test_a_store_that_refuses_is_an_error_and_the_next_call_goes_on(monkeypatch)
     edits = map_on_cluster(dataset(20), booster(model), "oss://bucket/refused", rows_per_shard=4)
     assert model.asked == list(range(8, 20))  # the first put is the ledger's own file
     assert edits["id"][:] == list(range(20))
+
+
+def test_a_whole_ledger_may_be_read_only_and_one_that_is_not_costs_nothing(monkeypatch):
+    fsspec.register_implementation("oss", Shop, clobber=True)
+    model, folder = Model(), "oss://bucket/read-only"
+    first = map_on_cluster(dataset(20), booster(model), folder, rows_per_shard=4)
+    monkeypatch.setattr(Shop, "refused", len(Shop.puts))
+    model.asked.clear()
+    assert map_on_cluster(dataset(20), booster(model), folder, rows_per_shard=4).to_list() == first.to_list()
+    with pytest.raises(MidbError, match="the key has expired"):
+        map_on_cluster(dataset(24), booster(model), folder, rows_per_shard=4)
+    assert model.asked == []
+
+
+def test_what_is_left_is_known_without_a_call_or_a_file(tmp_path):
+    both, model, folder = DatasetDict(train=dataset(5), test=dataset(3)), Model(sick=[4]), tmp_path / "ledger"
+    assert list(rows_to_do(both, booster(model), folder, rows_per_shard=2).values()) == [2, 2, 1, 2, 1]
+    assert (model.asked, folder.exists()) == ([], False)
+    map_on_cluster(both, booster(model), folder, rows_per_shard=2)
+    done = {f"{split}/{name}": 0 for split in both for name in shards(folder / split).values()}
+    assert rows_to_do(both, booster(model), folder, rows_per_shard=2) == done
+    again = rows_to_do(both, booster(model), folder, rows_per_shard=2, retry_failed=True)
+    assert again == done | {f"train/{shards(folder / 'train')[4]}": 1}
 
 
 def test_a_full_disk_is_an_error_that_leaves_no_half_shard(tmp_path):
