@@ -21,6 +21,5 @@ chosen = parser.parse_args()
 for name, load in (("mt-bench", release.load_mt_bench), ("alpaca-eval", release.load_alpaca_eval)):
     questions = load(chosen.files)
     repo_id = f"{chosen.namespace}/{name}-16-languages"
-    # MIDB's published repository is Apache-2.0. The English questions have terms of their own: the card says so.
-    card = eval_set_card(questions, repo_id=repo_id, license="apache-2.0")
+    card = eval_set_card(questions, repo_id=repo_id)  # its licence is what the published repository says
     print(push_eval_set(questions, repo_id, card=card, private=chosen.private, dry_run=chosen.dry_run))

@@ -52,6 +52,7 @@ def refused(tmp_path: Path, content, name: str = "French") -> str:
 def test_each_row_becomes_an_edit_with_the_english_row_as_its_id(tmp_path):
     edits = load_training(write(tmp_path, "French", published()))
     assert edits.column_names == COLUMNS
+    assert edits.info.license == "apache-2.0"  # a card takes it from here
     assert edits[2300] == {
         "id": 2300,
         "language": "fr",

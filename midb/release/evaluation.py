@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from midb.errors import ColumnError
 from midb.languages import Language
-from midb.release.files import UPSTREAM, address, fetch, is_text, read_rows, wanted
+from midb.release.files import LICENSE, UPSTREAM, address, fetch, is_text, read_rows, wanted
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -179,9 +179,9 @@ def _read_alpaca_eval(file: list[dict[str, Any]], name: str, language: Language)
 
 
 def _dataset(rows: list[dict[str, Any]], **more: str) -> "Dataset":
-    from datasets import Dataset, Features, List, Value
+    from datasets import Dataset, DatasetInfo, Features, List, Value
 
     features = Features({"id": Value("int64"), "language": Value("string"), "category": Value("string")})
     features |= {"turns": List(Value("string")), "defect": Value("string"), "repair": Value("string")}
     features |= {name: Value(kind) for name, kind in more.items()}
-    return Dataset.from_list(rows, features=features)
+    return Dataset.from_list(rows, info=DatasetInfo(features=features, license=LICENSE))

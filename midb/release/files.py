@@ -17,6 +17,7 @@ REPOSITORIES = {
     "MIDB": "https://raw.githubusercontent.com/zhaocorey/MIDB/974170071c1ac6d96de668b97d7753ac5883f710",
     "CoachLM": "https://raw.githubusercontent.com/lunyiliu/CoachLM/3761729",
 }
+LICENSE = "apache-2.0"  # of both repositories; what they translate has terms of its own
 
 
 def address(source: str | Path, repository: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from midb.errors import ColumnError
 from midb.languages import ENGLISH, Language
-from midb.release.files import UPSTREAM, address, fetch, is_text, read_rows, wanted
+from midb.release.files import LICENSE, UPSTREAM, address, fetch, is_text, read_rows, wanted
 from midb.schema import PAIR, RAW
 
 if TYPE_CHECKING:
@@ -126,9 +126,11 @@ def _read_edits(path: Path, name: str, language: Language, columns: dict[str, li
 
 
 def _dataset(columns: dict[str, list[Any]]) -> "Dataset":
-    from datasets import Dataset, Features, Value
+    from datasets import Dataset, DatasetInfo, Features, Value
 
     kinds = {"id": "int64", "language": "string", **dict.fromkeys((*PAIR, *RAW), "string")}
     features = Features({name: Value(kind) for name, kind in kinds.items()})
     features |= {"published_distance": Value("int64"), "repair": Value("string")}
-    return Dataset.from_dict({name: columns[name] for name in features}, features=features)
+    return Dataset.from_dict(
+        {name: columns[name] for name in features}, info=DatasetInfo(features=features, license=LICENSE)
+    )
