@@ -142,6 +142,16 @@ def test_the_readme_begins_with_the_two_commands():
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make quickstart", "make test"]
 
 
+def on_one_machine(words, url):
+    """A boost on a ledger without Slurm, Ray and GPUs: the words of the array's last job, or without the workers."""
+    if words[0] == "sbatch":
+        words = shlex.split(words[-1].replace("$SLURM_ARRAY_TASK_ID", words[words.index("--array") + 1].split("-")[1]))
+    if "--workers" in words:
+        at = words.index("--workers")
+        words = [*words[1:at], *words[at + 4 :]]
+    return [*words, "--base-url", url]
+
+
 @at_hub
 def test_every_block_of_the_readme_runs(tmp_path):
     os.chdir(tmp_path)
@@ -173,8 +183,14 @@ def test_every_block_of_the_readme_runs(tmp_path):
                 words = shlex.split(line, comments=True)
                 if words[0] == "accelerate":  # many processes: test_train_distributed.py; here the same as one
                     words = ["midb", "train", words[-1], "--restart"]
+                if (
+                    "--ledger" in line
+                ):  # real jobs, and real nodes: test_cli.py and test_cluster.py; here a server works
+                    words = on_one_machine(words, server.url)
                 if words[0] == "make":
                     assert words[1] in targets
+                elif words[0] == "ray":
+                    assert words[1:] == ["start", "--head"]
                 elif words[0] == "pip":
                     assert re.search(r"\[(.*)\]", words[-1])[1] in project["optional-dependencies"]
                 else:
