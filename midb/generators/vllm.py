@@ -65,9 +65,9 @@ class VLLMGenerator(FieldsOnly):
     """A causal language model in vLLM, with or without a LoRA.
 
     A window of twice `max_num_seqs` requests is always full: a new one starts as one ends, so that a straggler holds up
-    its own row only. One thread at a time may ask. Prefixes are cached. On the CPU `VLLM_CPU_OMP_THREADS_BIND=nobind` and
-    `VLLM_ENABLE_V1_MULTIPROCESSING=0` in the environment save much time, and merging an adapter beforehand more; on GPUs
-    vLLM starts processes, so a script needs `if __name__ == "__main__":`.
+    its own row only. One thread at a time may ask. Prefixes are cached. vLLM starts a process for each engine, so a script
+    needs `if __name__ == "__main__":`. On the CPU `VLLM_ENABLE_V1_MULTIPROCESSING=0` (no such process, and so one engine at a
+    time) and `VLLM_CPU_OMP_THREADS_BIND=nobind` in the environment save much time, and merging the adapter beforehand more.
 
     Greedy unless `sampling` says otherwise; the model's own sampling defaults are not used. In float32 the text is that of
     `TransformersGenerator`; in bfloat16 rounding depends on a row's neighbours, and a rerun may word it differently.
