@@ -187,7 +187,7 @@ def play(
             )
             while True:
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(0.002 if kill_when else watch)
+                    process.wait(0.005 if kill_when else watch)
                     break
                 if kill_when is None:
                     peak = max(peak, memory(process.pid))
