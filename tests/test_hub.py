@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -350,15 +349,20 @@ def test_a_killed_push_can_be_repeated(tmp_path):
         "import sys; from datasets import load_from_disk; from midb.hub import push_dataset\n"
         "push_dataset(load_from_disk(sys.argv[1]), 'tester/killed')"
     )
-    hub_process.hub.fail = lambda command, path: time.sleep(0.5) if command == "PUT" else None
+
+    def kill(command, path):
+        if command == "PUT" and asked("PUT", "_lfs"):  # the first file is there, the second on its way
+            child.kill()
+            return 500
+
+    hub_process.hub.fail = kill
     child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "rows")])
-    while len(asked("PUT", "_lfs")) < 2 and child.poll() is None:
-        time.sleep(0.02)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    assert child.wait() == -signal.SIGKILL
+    first = asked("PUT", "_lfs")[0]
     assert not stored("tester/killed")
     hub_process.hub.fail = None
     push_dataset(rows, "tester/killed")
+    assert asked("PUT", "_lfs").count(first) == 1  # what was there was not sent again
     assert sorted(loaded("tester/killed", split="train")["id"]) == list(range(60))
 
 
