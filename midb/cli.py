@@ -175,6 +175,8 @@ def boost(
         raise typer.BadParameter("give --out, where the result goes")
     if out is not None:
         check_destination(out, source)
+    if ledger is not None:
+        _check_ledger(ledger, source, out)
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
     pairs = _first(_named(read_dataset(source, config, split), columns), limit)
     if out is not None:
@@ -514,6 +516,16 @@ def _share(shard: str | None, ledger: str | None, out: str | None, workers: int 
     except ValueError:
         pass
     raise typer.BadParameter(f"--shard {shard!r} is no share; write i/n, with i from 0 to n - 1, such as 0/16")
+
+
+def _check_ledger(ledger: str, source: str, out: str | None) -> None:
+    """Refuse a folder that the result would replace, or whose shards would be read as rows of the source."""
+    if "://" in ledger:
+        return
+    place = Path(ledger).resolve()
+    for name, other in (("the source", source), ("--out", out)):
+        if other and "://" not in other and place.is_relative_to(Path(other).resolve()):
+            raise ValueError(f"--ledger {ledger} lies in {name} {other}; give the ledger a folder of its own")
 
 
 def _read_key(api_key_env: str) -> str | None:

@@ -425,6 +425,17 @@ def test_a_dry_run_on_a_ledger_says_what_is_left_and_writes_nothing(server, tmp_
     assert server.get("stats")["requests"] == 8
 
 
+@pytest.mark.parametrize(
+    ("out", "ledger"), [("run", "run"), ("run", "run/ledger"), ("out", "in"), ("out", "in/ledger")]
+)
+def test_a_ledger_lies_neither_where_the_result_goes_nor_in_the_source(server, tmp_path, monkeypatch, out, ledger):
+    monkeypatch.chdir(tmp_path)  # the one would be replaced by the result, the other read as rows
+    Dataset.from_list(ROWS).save_to_disk("in")
+    said = midb(*boost(server, "in", "--out", out, "--ledger", ledger))
+    assert (said.exit_code, "give the ledger a folder of its own" in said.stderr) == (1, True), said.output
+    assert server.get("stats")["requests"] == 0
+
+
 def test_with_a_ledger_too_what_cannot_be_boosted_is_refused_before_it_is_made(server, tmp_path):
     source, ledger = many(tmp_path / "in.jsonl", boosted_by="somebody"), tmp_path / "ledger"
     said = midb(*boost(server, source, "--ledger", ledger, "--shard", "0/2"))
