@@ -12,7 +12,8 @@ cluster  `map_on_cluster` from a stream into a ledger on disk, in this process
 
 Each part runs at each size in a process of its own, after 200 rows that load the libraries. Memory is the peak of anonymous
 pages above the start: pages of mapped files are the system's to take back. A million rows are run once, fewer rows
---repeats times, interleaved, and medians reported. Parts that are not run keep their figures in the result file.
+--repeats times, interleaved, and medians reported. CPU is steadier than rows per second where others use the machine. Parts
+and sizes that are not run keep their figures in the result file, with the note and the load under which they were taken.
 """
 
 import argparse
@@ -131,6 +132,7 @@ def measure(part: str, path: Path) -> dict[str, float]:
         "cpu_us_per_row": 1e6 * cpu_seconds / len(rows),
         "peak_mib_above_start": peak - start,
         "start_mib": start,
+        "load": os.getloadavg()[0],  # above the cores: others were at work too
     }
 
 
@@ -149,9 +151,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/growth.py", *sys.argv[1:]]),
         "hardware": hardware(),
-        "load_before": round(os.getloadavg()[0], 1),  # above the cores: others were at work too
         "versions": {name: version(name) for name in ("datasets", "pyarrow")} | {"python": platform.python_version()},
-        "note": options.note,
         "results": json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else {},
     }
     print(json.dumps({name: value for name, value in report.items() if name != "results"}, indent=2))
@@ -167,10 +167,15 @@ def main() -> None:
                     taken[part].append(json.loads(subprocess.check_output(command, text=True)))
         for part, runs in taken.items():
             found = {name: round(statistics.median(run[name] for run in runs), 1) for name in runs[0]}
-            found["repeats"] = len(runs)
-            report["results"].setdefault(part, {})[f"{rows}"] = found
-            told = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in found.items())
-            print(f"{part:<8} {rows:>9,} rows: {told}", flush=True)
+            found["all_rows_per_second"] = [round(run["rows_per_second"]) for run in runs]
+            for name in ("rows_per_second", "cpu_us_per_row") if "loop" in taken else ():
+                ratios = [run[name] / floor[name] for run, floor in zip(runs, taken["loop"], strict=True)]
+                found[f"{name}_of_the_loop"] = round(statistics.median(ratios), 3)
+            report["results"].setdefault(part, {})[f"{rows}"] = found | {"note": options.note}
+            print(
+                f"{part:<8} {rows:>9,} rows: {', '.join(f'{name} {value}' for name, value in found.items())}",
+                flush=True,
+            )
         RESULTS.write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -6,7 +6,7 @@ Two stories, each tool with what it has for going on after a failure switched on
 
 bad row   The server answers one row of all with HTTP 500, always. The tool runs, runs again over the same folder, and runs
           once more after the server has healed.
-kill -9   At 100 ms a request, the tool and all its processes are killed when half of the rows have been answered; then it
+kill -9   At 250 to 750 ms a request, the tool and all its processes are killed when half of the rows have been answered; then it
           runs again over the same folder. Several times, as much hangs on the moment; medians.
 
 The server counts how often each prompt was asked and answered in full. "answered" are rows of the tool's result that carry
@@ -122,7 +122,7 @@ def killed(tool: Tool, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def kill_once(tool: Tool, options: argparse.Namespace) -> dict[str, Any]:
-    with PeersServer(latency=0.1) as server, tempfile.TemporaryDirectory() as place:
+    with PeersServer(latency=0.5, spread=0.5) as server, tempfile.TemporaryDirectory() as place:
         rows, folder = Path(place, "rows.jsonl"), Path(place, "kept")
         write_rows(rows, options.rows)
 

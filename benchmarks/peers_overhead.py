@@ -9,7 +9,7 @@ tool does beside asking is its own: midb parses, guards and journals, datatrove 
 
 "rows/s" is from the first request that reaches the server until the tool's call returns with its result; what came
 before (interpreter, imports, the tool's own processes) is "to first request". CPU is that of the call, children included,
-without imports; the server's is not in it. Memory is the peak of the process tree (PSS, looked at every 50 ms).
+without imports; the server's is not in it. Memory is the peak of the process tree (PSS, looked at every 200 ms, which also misses what is shorter).
 Repeats are interleaved and medians reported; each ratio is the median of the ratios to the bare loop of the same repeat.
 """
 
@@ -31,6 +31,7 @@ from server import PeersServer
 from tools import (
     CURATOR,
     DATATROVE,
+    DATATROVE_BARE,
     DISTILABEL,
     INSTALLING,
     LOOP,
@@ -44,7 +45,7 @@ from tools import (
 )  # fmt: skip
 
 RESULTS = Path(__file__).parent / "results" / "peers_overhead.json"
-TOOLS = (MIDB, MIDB_BARE, DISTILABEL, CURATOR, DATATROVE, MAP, LOOP)
+TOOLS = (MIDB, MIDB_BARE, DISTILABEL, CURATOR, DATATROVE, DATATROVE_BARE, MAP, LOOP)
 COLUMNS = {"rows_per_second": "rows/s", "of_the_loop": "of the loop", "cpu_ms_per_row": "CPU ms/row"}
 COLUMNS |= {"peak_mib": "peak MiB", "seconds_to_first_request": "s to first request"}
 

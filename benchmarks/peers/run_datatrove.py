@@ -1,4 +1,4 @@
-"""datatrove: an `InferenceRunner` against an endpoint, with checkpoints, its request cache and `skip_completed` on."""
+"""datatrove: an `InferenceRunner` against an endpoint, with `skip_completed`, checkpoints and their request cache."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ def work(job: Job) -> Rows:
         output_writer=JsonlWriter(
             f"{job.folder}/out", output_filename="${rank}_chunk_${chunk_index}.jsonl", compression=None
         ),
-        checkpoints_local_dir=f"{job.folder}/checkpoints",
+        checkpoints_local_dir=f"{job.folder}/checkpoints" if job.settings.get("checkpoints", True) else None,
         records_per_chunk=50,
     )
     LocalPipelineExecutor(

@@ -90,6 +90,12 @@ DATATROVE = Tool(
     "InferenceRunner with server_type endpoint in a LocalPipelineExecutor, max_concurrent_generations = concurrency, "
     "checkpoints_local_dir, request cache, records_per_chunk 50, skip_completed=True",
 )
+DATATROVE_BARE = Tool(
+    "datatrove, no checkpoints",
+    "datatrove",
+    "the same without checkpoints_local_dir, and so without its request cache",
+    {"checkpoints": False},
+)
 MAP = Tool(
     "Dataset.map(async)",
     "bare",
@@ -160,7 +166,7 @@ def play(
     *,
     seconds: float = 120,
     kill_when: Callable[[], bool] | None = None,
-    watch: float = 0.05,
+    watch: float = 0.2,
 ) -> Run:
     """Run a tool in a process of its own; kill it with all its children at `kill_when`, or when it takes too long."""
     with tempfile.TemporaryDirectory() as place:
@@ -222,10 +228,10 @@ def memory(pid: int) -> float:
 
 
 def kill(pid: int) -> None:
-    """`kill -9` a process and all its children."""
-    for each in tree(pid):
-        with suppress(psutil.Error):
-            each.send_signal(signal.SIGSTOP)  # or one could start another meanwhile
-    for each in tree(pid):
+    """`kill -9` a process and all its children, at once, as the server goes on answering whoever still lives."""
+    everybody = tree(pid)
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    for each in everybody:  # who left the group
         with suppress(psutil.Error):
             each.kill()
