@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -472,6 +473,29 @@ def test_an_array_of_jobs_loses_what_a_killed_one_had_in_hand_and_nothing_is_ask
         assert slow.get("stats")["requests"] == sum(asked.values())
     assert [row["id"] for row in read(out)] == list(range(count))
     assert {row["boost_status"] for row in read(out)} == {"boosted"}
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_a_cluster_says_so_and_the_same_command_goes_on(tmp_path):
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    count, size, workers = 100, 5, 2
+    source, ledger, out = many(tmp_path / "in.jsonl", count), tmp_path / "ledger", tmp_path / "out.jsonl"
+    with FakeOpenAI(latency=0.2) as slow:
+        options = ("--ledger", ledger, "--rows-per-shard", size, "--workers", workers, "--concurrency", 2, "--out", out)
+        command = [sys.executable, "-m", "midb.cli", *map(str, boost(slow, source, *options))]
+        how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        first = subprocess.Popen(command, **how)
+        slow.wait_until(lambda _: any(ledger.glob("*.parquet")), 120)
+        os.killpg(first.pid, signal.SIGINT)  # as a terminal does: to the workers too
+        said = first.communicate()[1]
+        assert (first.returncode, "Traceback" in said) == (130, False), said[-2000:]
+        assert not out.exists()
+        kept = len(list(ledger.glob("*.parquet")))
+        assert 0 < kept < count // size
+        again = subprocess.Popen(command, **how)
+        assert (again.communicate()[1][-2000:], again.returncode)[1] == 0
+        assert slow.get("stats")["requests"] <= count + (workers + 1) * size
+    assert [row["id"] for row in read(out)] == list(range(count))
 
 
 @pytest.mark.parametrize(
