@@ -258,6 +258,7 @@ def estimate(measured: dict[str, Any], gpus: int, rows_per_shard: int, a: Assume
         "one_lost_worker_gpu_minutes": (shard / 2 + a.start) / 60,
         "losses": losses,
         "gpus_at_which_the_driver_is_the_limit": driver["rows_per_second"] / (rows_per_shard / shard),
+        "... were it alone on its core": 1e6 / driver["cpu_us_per_row"] / (rows_per_shard / shard),
     }
 
 
@@ -274,7 +275,7 @@ def read_results() -> dict[str, float]:
     growth = FOLDER / "growth.json"
     if growth.exists():  # how the same driver goes without Ray, at the most rows measured
         rows, figures = max(json.loads(growth.read_text())["results"]["cluster"].items(), key=lambda each: int(each[0]))
-        found |= {"growth_rows": int(rows), "growth_rows_per_second": round(figures["rows_per_second"])}
+        found |= {"growth_rows": int(rows), "growth_cpu_us_per_row": figures["cpu_us_per_row"]}
     return found
 
 
