@@ -62,5 +62,5 @@ $(VENV)-vllm/.done: pyproject.toml
 	mkdir -p build/vllm
 	printf '[project]\nname = "vllm"\nversion = "0.32.0+cpu"\n[tool.setuptools]\npackages = []\n' > build/vllm/pyproject.toml
 	$(VENV)-vllm/bin/python -m pip install --quiet --no-deps ./build/vllm
-	$(VENV)-vllm/bin/python -m pip install --quiet --editable '.[openai,quickstart]' 'hypothesis>=6.130' 'pytest>=8.4'
+	$(VENV)-vllm/bin/python -m pip install --quiet --editable '.[openai,quickstart,ray]' 'hypothesis>=6.130' 'pytest>=8.4'
 	@touch $@

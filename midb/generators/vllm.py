@@ -8,13 +8,13 @@ import json
 import secrets
 import shlex
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,20 +190,20 @@ class VLLMGenerator(FieldsOnly):
                 "lower Sampling.max_tokens"
             )
         chance = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        rest, asked, answered = enumerate(prompts), set[str](), deque[tuple[str, Any]]()
-        positions: dict[str, int] = {}
+        rest, answered = enumerate(prompts), deque[tuple[str, Any]]()
+        asked: dict[str, int] = {}  # a request's number → its prompt's position
         try:
             while True:
-                for position, messages in islice(rest, engine.window - len(asked)):
+                for position, messages in rest if len(asked) < engine.window else ():
                     ids = self._encode(messages, engine.context - sampling.max_tokens)
                     if isinstance(ids, Completion):
                         yield position, ids
                         continue
                     seed = int(fingerprint(chance, sampling.index, ids)[:12], 16) if sampling.temperature else None
                     with self._alive():
-                        number = engine.ask(ids, sampling, seed, chat.stop_ids, answered)
-                    asked.add(number)
-                    positions[number] = position
+                        asked[engine.ask(ids, sampling, seed, chat.stop_ids, answered)] = position
+                    if len(asked) == engine.window:
+                        break
                 if not asked:
                     return
                 if not answered:
@@ -211,8 +211,7 @@ class VLLMGenerator(FieldsOnly):
                         engine.step()
                 while answered:
                     number, output = answered.popleft()
-                    asked.remove(number)
-                    yield positions.pop(number), self._completion(output, sampling)
+                    yield asked.pop(number), self._completion(output, sampling)
         finally:
             if self.__dict__.get("_engine") is engine:  # it still lives
                 engine.cancel(asked)
@@ -304,7 +303,8 @@ class _Engine:
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 
-        self.vllm = LLM(**arguments).llm_engine
+        self.llm = LLM(**arguments)
+        self.vllm = self.llm.llm_engine
         self.lora = None if adapter is None else LoRARequest(*adapter)
         self.context: int = self.vllm.model_config.max_model_len
         self.window: int = 2 * self.vllm.vllm_config.scheduler_config.max_num_seqs
@@ -340,7 +340,7 @@ class _Engine:
             if output.finished and output.request_id in self.waiting:
                 self.waiting.pop(output.request_id).append((output.request_id, output))
 
-    def cancel(self, numbers: set[str]) -> None:
+    def cancel(self, numbers: Iterable[str]) -> None:
         """Forget requests, so that the engine is clean for the next."""
         for number in numbers:
             self.waiting.pop(number, None)
