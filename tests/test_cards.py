@@ -1,5 +1,6 @@
 """Cards: what they say, what they never say, and that no row can break one."""
 
+import ast
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -15,8 +16,9 @@ from markdown_it import MarkdownIt
 
 from midb import Booster
 from midb.errors import ColumnError, MidbError
-from midb.generators import FunctionGenerator, OpenAIGenerator, Sampling
+from midb.generators import FunctionGenerator, OpenAIGenerator, Sampling, VLLMGenerator
 from midb.hub import adapter_card, dataset_card, eval_set_card, metric_card, push_dataset
+from midb.hub.cards import with_repo_id
 from midb.hub.facts import Share, named_splits, read_edits
 from midb.hub.picture import bar_heights, draw_distances, equal_bins
 from midb.hub.readme import BEGIN, END, as_section, body_of, merge, read_owned
@@ -285,6 +287,38 @@ def test_a_template_of_ones_own_takes_the_place_and_is_as_safe(tmp_path):
         dataset_card(boosted(), template=tmp_path / "none.md")
 
 
+def test_the_lines_that_load_it_are_python_whatever_it_is_called(tmp_path):
+    place = "my_name/a_name_of_more_than_forty_characters_in_one_word"
+    questions = DatasetDict(
+        hard_ones=Dataset.from_dict({"id": [1, 2], "language": ["fr", "ja"], "turns": [["a"], ["b"]]})
+    )
+    cards = [
+        dataset_card(boosted(), repo_id=place),
+        eval_set_card(questions, repo_id=place),
+        adapter_card(adapter(tmp_path), repo_id=place),
+    ]
+    for card in cards:
+        [*blocks] = (token.content for token in MARKDOWN.parse(card.text) if token.type == "fence")
+        calls = [node for block in blocks for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
+        assert any(getattr(argument, "value", "") == place for call in calls for argument in call.args)
+    assert 'split="hard_ones")' in cards[1].text
+    assert 'load_dataset("owner/name"' in dataset_card(boosted(), repo_id="alone").text  # whose, the push will know
+    with pytest.raises(ValueError, match="Repo id"):
+        dataset_card(boosted(), repo_id='a/b")\n```')
+
+
+def test_what_vllm_made_is_told_as_of_any_model_on_this_machine(tmp_path, monkeypatch):
+    (tmp_path / "vllm.py").touch()  # it is looked for, and a card loads no engine
+    monkeypatch.syspath_prepend(tmp_path)
+    generator = VLLMGenerator("org/base", adapter=str(adapter(tmp_path)), revision="a" * 40)
+    rows = boosted().remove_columns("boosted_by").add_column("boosted_by", [generator.name] * 30)
+    text = dataset_card(rows, booster=Booster(generator=generator)).text
+    assert "| model | `org/base` |" in text
+    assert f"| its commit | `{'a' * 40}` |" in text
+    assert "| adapter | `adapter` |" in text
+    assert "temperature 0.0" in text
+
+
 # --- what a judge made of it -----------------------------------------------------------------------------------------
 
 
@@ -308,6 +342,8 @@ def test_the_figures_of_a_judge_are_in_the_text_and_of_an_adapter_in_the_model_i
     assert metric["args"]["judged_by"] == ["org/judge"]
     assert whole["dataset"] == {"name": "boosted against raw", "type": "org/rows"}
     assert [result["dataset"]["config"] for result in languages] == ["ar", "fr"]
+    assert index["name"] == "name"  # a place that is not known yet
+    assert metadata(with_repo_id(card, "me/my_booster"))["model-index"][0]["name"] == "my_booster"
     unnamed = metadata(adapter_card(tmp_path / "adapter", report=report))["model-index"][0]["results"][0]["dataset"][
         "type"
     ]
@@ -464,6 +500,7 @@ def test_what_people_write_around_our_lines_stays_byte_for_byte():
         f"{END}\n", f"{END}\n\n## Thanks\n\n  to all  \n"
     )
     edited = edited.replace("tags:\n", "pretty_name: Mine\nextra:\n  deep: [1, 2]\ntags:\n- own\n")
+    edited = edited.replace("task_categories:\n", "task_categories:\n- summarization\n")
     second = str(merge(edited, dataset_card(boosted(50)), "dataset", ("all", "fr")))
     assert "# Mine  \n\nHello |\t`x`\n\n<!-- midb:begin dataset all fr +language -->" in second
     assert second.endswith(f"{END}\n\n## Thanks\n\n  to all  \n")
@@ -472,6 +509,7 @@ def test_what_people_write_around_our_lines_stays_byte_for_byte():
     head = yaml.safe_load(second.split("---\n")[1])
     assert (head["pretty_name"], head["extra"]) == ("Mine", {"deep": [1, 2]})
     assert head["tags"] == ["own", "midb", "instruction-tuning", "synthetic"]
+    assert head["task_categories"] == ["summarization", "text-generation"]
     assert str(merge(second, dataset_card(boosted(50)), "dataset", ("all", "fr"))) == second
 
 
@@ -624,6 +662,16 @@ def test_hostile_questions_break_nothing():
     assert set(Tags(MARKDOWN.render(card.text)).opened) <= SAFE
 
 
+def test_the_looks_of_a_space_are_ours_at_first_and_then_theirs():
+    made_by_the_hub = "---\ntitle: x\nemoji: 🌖\ncolorFrom: red\nsdk: gradio\nsdk_version: 1.0.0\n---\nCheck out ...\n"
+    first = merge(made_by_the_hub, metric_card("pairwise_judge"), "metric")
+    assert (first.data["title"], first.data["emoji"]) == ("Pairwise judge", "⚖️")
+    edited = str(first).replace("emoji: ⚖️", "emoji: 🦊").replace("sdk_version: ", "sdk_version: 0.")
+    second = merge(edited, metric_card("pairwise_judge"), "metric")
+    assert (second.data["title"], second.data["emoji"]) == ("Pairwise judge", "🦊")
+    assert second.data["sdk_version"] == first.data["sdk_version"]
+
+
 def test_a_metric_keeps_its_own_card_between_our_lines():
     card = metric_card("pairwise_judge")
     assert card.data["sdk"] == "gradio"
@@ -639,7 +687,7 @@ def test_a_metric_keeps_its_own_card_between_our_lines():
 def adapter(tmp_path, base="org/base"):
     folder = tmp_path / "adapter"
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{base}", "peft_type": "LORA"}}')
+    (folder / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{base}", "peft_type": "LORA", "r": 8}}')
     return folder
 
 

@@ -14,7 +14,7 @@ import hub_process
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 from hub_process import at_hub
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import DatasetCard, HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from test_cards import boosted, edits
 from test_transformers import make_adapter, make_model
@@ -265,6 +265,8 @@ def test_private_is_private_and_a_public_repository_is_not_taken_for_one():
 def test_a_name_alone_is_in_ones_own_namespace():
     assert push_dataset(boosted(), "short").repo_id == "tester/short"
     assert 'load_dataset("tester/short"' in readme("tester/short")
+    push_dataset(boosted(), "short", card=dataset_card(boosted(), repo_id="short"))
+    assert 'load_dataset("tester/short"' in readme("tester/short")
 
 
 @at_hub
@@ -416,6 +418,15 @@ def test_a_card_of_ones_own_is_sent_and_not_changed():
     assert page.endswith("\nMore.\n")
     assert "license: mit" in page
     assert 'load_dataset("tester/own", "ar"' in page
+
+
+@at_hub
+def test_a_card_that_was_loaded_from_the_hub_brings_back_no_language_that_is_gone():
+    push_dataset(boosted(30, ("fr", "ar")), "tester/reloaded")
+    push_dataset(boosted(30, ("ja", "fr")), "tester/reloaded", card=DatasetCard.load("tester/reloaded"))
+    configs = DatasetCard.load("tester/reloaded").data
+    assert {each["config_name"] for each in configs["configs"]} == {"all", "ja", "fr"}
+    assert {each["config_name"] for each in configs["dataset_info"]} == {"all", "ja", "fr"}
 
 
 @at_hub
@@ -591,6 +602,7 @@ def test_a_space_keeps_what_people_wrote():
     )
     push_metric("org/judge_agreement")
     assert readme("org/judge_agreement", "space").endswith("\nOurs.\n")
+    assert "emoji: 🦊" in readme("org/judge_agreement", "space")
     assert Path(hf_hub_download("org/judge_agreement", "app.py", repo_type="space")).is_file()
 
 

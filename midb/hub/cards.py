@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midb.errors import MidbError
-from midb.generators import Journal, OpenAIGenerator, TransformersGenerator
+from midb.generators import Journal, OpenAIGenerator, TransformersGenerator, VLLMGenerator
 from midb.generators.adapter import ADAPTER_FILE, AdapterRecord, read_record
 from midb.generators.weights import ADAPTER_CONFIG, adapter_hash, weights_name
 from midb.hub.facts import EditFacts, license_of, named_splits, read_edits
@@ -27,6 +27,7 @@ from midb.schema import PAIR
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
     from huggingface_hub import DatasetCard, EvalResult, ModelCard, RepoCard, SpaceCard
+    from markupsafe import Markup
 
     from midb.booster import Booster
     from midb.judging.report import Report
@@ -35,7 +36,7 @@ REPO = "owner/name"  # in a card that does not know where it will be
 PICTURE = "distances.png"
 _MEANINGS = {
     "id": "what the row is called; in the files of MIDB as its English original, the same in every language",
-    "language": "ISO 639 code",
+    "language": "of the row",
     "instruction": "what is asked",
     "input": "what it is asked of; empty where there is none",
     "response": "the answer",
@@ -61,7 +62,7 @@ _QUESTION_MEANINGS = {
 }
 _SIZES = [
     (10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
-    (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"),
+    (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"), (10**11, "10B<n<100B"), (10**12, "100B<n<1T"),
 ]  # fmt: skip
 
 
@@ -92,7 +93,7 @@ def dataset_card(
     Raises:
         ColumnError: The rows are no edits, or hold a language that is none.
         TypeError: A stream, or no dataset.
-        ValueError: The rows say that another booster made them.
+        ValueError: The rows say that another booster made them, or `repo_id` is no name of a repository.
         FileNotFoundError: There is no such template.
         MidbError: Your template is broken, or names what there is not.
     """
@@ -130,7 +131,7 @@ def card_of_facts(
         "dataset.md",
         {
             "facts": facts, "total": facts.total, "codes": codes, "language_names": _and_others(names),
-            "repo_id": repo_id, "example": codes[0] if codes else "all", "meanings": _MEANINGS, "picture": PICTURE,
+            "repo_id": _as_code(repo_id), "example": codes[0] if codes else "all", "meanings": _MEANINGS, "picture": PICTURE,
             "source_datasets": list(source_datasets or ()), "license": license, "report": _judged(report),
             "how": _how_boosted(booster) if booster else {}, "prompt": booster.prompt if booster else "",
         },
@@ -170,6 +171,7 @@ def eval_set_card(
     Raises:
         ColumnError: It has not the shape, or holds a language that is none.
         TypeError: A stream, or no dataset.
+        ValueError: `repo_id` is no name of a repository.
         MidbError: Your template is broken, or names what there is not.
     """
     from huggingface_hub import DatasetCard, DatasetCardData
@@ -179,12 +181,12 @@ def eval_set_card(
     license = license or license_of(splits)
     codes = [each.language for each in facts.languages if each.language]
     names = [each.name for each in facts.languages if each.language]
-    title, description = PUBLISHED.get(facts.published, ("Questions", ""))
+    title, description = PUBLISHED[facts.published]
     text = render(
         template,
         "eval_set.md",
         {
-            "facts": facts, "language_names": _and_others(names), "repo_id": repo_id, "license": license,
+            "facts": facts, "language_names": _and_others(names), "repo_id": _as_code(repo_id), "license": license,
             "example": codes[0] if codes else "all", "meanings": _QUESTION_MEANINGS, "published": facts.published,
             "description": description,
         },
@@ -230,7 +232,7 @@ def adapter_card(
         FileNotFoundError: The folder holds no adapter, or there is no such template.
         MidbError: The base model is a place of this machine, and `base_model` does not say its Hub id; or your template is
             broken.
-        ValueError: The record in the folder is broken.
+        ValueError: The record in the folder is broken, or `repo_id` is no name of a repository.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -241,7 +243,7 @@ def adapter_card(
         template,
         "adapter.md",
         {
-            "base_model": base, "record": record, "repo_id": repo_id, "datasets": list(datasets or ()), "license": license,
+            "base_model": base, "record": record, "repo_id": _as_code(repo_id), "datasets": list(datasets or ()), "license": license,
             "report": _judged(report), "picture": picture,
         },
     )  # fmt: skip
@@ -291,8 +293,13 @@ def metric_folder(name: str) -> Path:
 
 
 def with_repo_id(card: "RepoCard", repo_id: str) -> "RepoCard":
-    """The card with the place where it goes, in the lines that load the thing. Data cannot hold quotation marks there."""
-    return type(card)(str(card).replace(f'"{REPO}"', f'"{repo_id}"'))
+    """The card with the place where it goes: in the lines that load the thing, where data cannot hold quotation marks, and
+    in a model index.
+    """
+    placed = type(card)(str(card).replace(f'"{REPO}"', f'"{repo_id}"'))
+    if placed.data.get("model_name") == REPO.split("/")[-1]:
+        placed.data["model_name"] = repo_id.split("/")[-1]
+    return placed
 
 
 def base_model_of(folder: str | Path, base_model: str | None = None) -> str:
@@ -322,6 +329,15 @@ def _content(metadata: str, title: str, body: str) -> str:
     return f"---\n{metadata}\n---\n\n{section}\n"
 
 
+def _as_code(repo_id: str) -> "Markup":
+    """A repository's name for a line of code, where a reference to a character would be read as it stands."""
+    from huggingface_hub.utils import validate_repo_id
+    from markupsafe import Markup
+
+    validate_repo_id(repo_id)  # letters, digits, - _ . and one /
+    return Markup(repo_id if "/" in repo_id else REPO)  # whose it is, if nobody says so, the push will know
+
+
 def _and_others(names: Sequence[str], most: int = 4) -> str:
     if not names:
         return "languages that the rows do not state"
@@ -331,7 +347,7 @@ def _and_others(names: Sequence[str], most: int = 4) -> str:
 
 
 def _size(rows: int) -> str:
-    return next((name for limit, name in _SIZES if rows < limit), "n>1T" if rows >= 10**12 else "10B<n<100B")
+    return next((name for limit, name in _SIZES if rows < limit), "n>1T")
 
 
 def _languages_of(record: AdapterRecord | None) -> list[str]:
@@ -351,8 +367,9 @@ def _how_boosted(booster: "Booster") -> dict[str, str]:
     while isinstance(generator, Journal):
         generator = generator.generator
     how = {"asked": generator.name}
-    if isinstance(generator, TransformersGenerator):
-        how["model"] = weights_name(generator.model, None, generator.gguf_file)
+    if isinstance(generator, TransformersGenerator | VLLMGenerator):
+        gguf_file = generator.gguf_file if isinstance(generator, TransformersGenerator) else None
+        how["model"] = weights_name(generator.model, None, gguf_file)
         how["its commit"] = _commit(generator.model, "config.json", generator.revision)
         if generator.adapter is not None:
             how["adapter"] = weights_name(generator.adapter)
@@ -360,7 +377,7 @@ def _how_boosted(booster: "Booster") -> dict[str, str]:
             if Path(generator.adapter).is_dir():
                 how["adapter's content"] = f"hash {adapter_hash(generator.adapter)}"
         how["chat rendering"] = _rendering(generator)
-    if isinstance(generator, TransformersGenerator | OpenAIGenerator):
+    if isinstance(generator, TransformersGenerator | VLLMGenerator | OpenAIGenerator):
         sampling = asdict(generator.sampling).items()
         how["sampling"] = ", ".join(f"{name} {value}" for name, value in sampling if value is not None)
     if isinstance(generator, OpenAIGenerator):
@@ -374,7 +391,7 @@ def _how_boosted(booster: "Booster") -> dict[str, str]:
     return {name: value for name, value in how.items() if value}
 
 
-def _rendering(generator: TransformersGenerator) -> str:
+def _rendering(generator: TransformersGenerator | VLLMGenerator) -> str:
     """As it was asked for; where that is as in the adapter's training, what the record says. Asks no Hub."""
     from huggingface_hub import try_to_load_from_cache
 

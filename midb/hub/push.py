@@ -254,6 +254,8 @@ def _push_splits(
                 info.num_examples += len(part)
                 info.num_bytes += memory
         card = type(card)(str(card))  # the caller's own stays as it was
+        for key in ("configs", "dataset_info"):  # of an earlier push, where the card was loaded from the Hub
+            card.data.pop(key, None)
         _describe(card, configs, next(iter(splits.values())).features)
         rows, languages = configs[ALL].rows, len(configs) - 1
         told = f"midb: {rows:,} rows" + (f" in {languages} language{'s' * (languages > 1)}" if languages else "")

@@ -19,6 +19,9 @@ _END = re.compile(r"^<!-- midb:end -->[ \t]*\r?$", re.MULTILINE)
 METRIC = "midb_"  # what our entries of a model index begin with
 # What is so of what was pushed and may not be so of the next: it goes when the next push does not say it.
 _FLEETING = ("language", "datasets", "source_datasets", "multilinguality")
+_JOINED = ("tags", "task_categories")
+# What is no fact of what was pushed: what people made of it after the first push stays.
+_LOOKS = ("title", "emoji", "colorFrom", "colorTo", "pinned", "pipeline_tag")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def merge(theirs: str | None, ours: "RepoCard", kind: str, configs: tuple[str, .
 
     Their text around our two lines stays as it is; in a README without them our text goes to the end. Metadata that we do
     not write stays, and so does a licence, a name or any other value that this push does not state; but what is so only of
-    what was there before goes: the figures of a judge, and the languages and datasets that an earlier push wrote. Tags are joined.
+    what was there before goes: the figures of a judge, and the languages and datasets that an earlier push wrote. Tags and
+    tasks are joined, and after the first push the looks of a page are people's.
 
     Args:
         theirs: The README as it is; None where there is none.
@@ -137,8 +141,11 @@ def _find(text: str) -> tuple[int, int, list[str]] | None:
 def _merged(theirs: dict[str, Any], ours: dict[str, Any], owned: Owned) -> dict[str, Any]:
     gone = {*owned.keys} - {*ours}
     merged = {key: value for key, value in {**theirs, **ours}.items() if key not in gone}
-    if "tags" in theirs:
-        merged["tags"] = list(dict.fromkeys([*_listed(theirs["tags"]), *_listed(ours.get("tags"))]))
+    for key in _JOINED:
+        if key in theirs:
+            merged[key] = list(dict.fromkeys([*_listed(theirs[key]), *_listed(ours.get(key))]))
+    if owned.is_ours:
+        merged |= {key: theirs[key] for key in _LOOKS if key in theirs}
     for key in ("configs", "dataset_info"):
         kept = [each for each in _listed(theirs.get(key)) if _name(each) not in owned.configs]
         new = _listed(ours.get(key))
