@@ -9,7 +9,7 @@ Then anyone has them:  load_dataset("my-name/mt-bench-16-languages", "fr", split
 import argparse
 
 from midb import release
-from midb.hub import eval_set_card, push_eval_set
+from midb.hub import push_eval_set
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("namespace", help="your user or organisation on the Hub")
@@ -21,5 +21,5 @@ chosen = parser.parse_args()
 for name, load in (("mt-bench", release.load_mt_bench), ("alpaca-eval", release.load_alpaca_eval)):
     questions = load(chosen.files)
     repo_id = f"{chosen.namespace}/{name}-16-languages"
-    card = eval_set_card(questions, repo_id=repo_id)  # its licence is what the published repository says
-    print(push_eval_set(questions, repo_id, card=card, private=chosen.private, dry_run=chosen.dry_run))
+    # The card states the licence of the published repository, which comes along with the rows.
+    print(push_eval_set(questions, repo_id, private=chosen.private, dry_run=chosen.dry_run))
