@@ -12,7 +12,7 @@ sbatch --array 0-15 --gpus 1 --requeue --wrap '
 python examples/boost_on_cluster.py my-org/my-data --model my-booster --ledger /data/ledger --shard $SLURM_ARRAY_TASK_ID/16'
 
 The same command again does only what is missing. One without --shard gives the whole, and with --retry-failed asks again
-for the rows to which no answer came.
+for the rows to which no answer came. For a dataset that fits the disk, `midb boost --ledger` is all this in a command.
 """
 
 import argparse
@@ -36,16 +36,18 @@ parser.add_argument("--retry-failed", action="store_true")
 chosen = parser.parse_args()
 
 index, count = map(int, chosen.shard.split("/"))
+pairs = as_pairs(load_dataset(chosen.dataset, split="train", streaming=chosen.stream))
+booster = Booster.from_pretrained(chosen.model)  # loads no weights here: each worker builds its own engine, once
+booster.preview(pairs, 0)  # what cannot be boosted is told before a worker starts
 edits = map_on_cluster(
-    as_pairs(load_dataset(chosen.dataset, split="train", streaming=chosen.stream)),
-    Booster.from_pretrained(chosen.model),  # loads no weights here: each worker builds its own engine, once
+    pairs,
+    booster,
     chosen.ledger,
     workers=Workers(chosen.workers, gpus=chosen.gpus) if chosen.workers else None,
     rows_per_shard=chosen.rows_per_shard,
     shard=(index, count),
     retry_failed=chosen.retry_failed,
 )
-if isinstance(
-    edits, Dataset
-):  # a stream comes back as a stream over the shards: edits.push_to_hub, or read it in order
+# A stream comes back as a stream over the shards, for edits.push_to_hub or to be read in order.
+if isinstance(edits, Dataset):
     print(summarize(edits))
