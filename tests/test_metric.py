@@ -230,6 +230,7 @@ def test_returned_verdicts_give_the_result_again(judge_metric):
     stored = first.pop("verdicts")
     assert stored == [["a", "a"], ["a", "a"], None, ["b", "b"], "b", "tie"]
     again = judge_metric.compute(**rows, verdicts=json.loads(json.dumps(stored)), return_verdicts=True)
+    assert "controls: not run" in again["judge_doubts"]  # so nobody takes "fit" for a test that was passed
     assert again.pop("verdicts") == stored
     for result in (first, again):  # stored verdicts do not say which needed no judge, and so what share it left open
         del result["judge_fit"], result["judge_doubts"]

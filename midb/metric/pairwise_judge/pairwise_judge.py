@@ -53,7 +53,8 @@ Returns:
     p_value: Of no difference, by flipping the sides of whole questions.
     lc_win_score: The win score at equal length; None where it cannot be told. Over several languages their mean.
     consistency: Share of the comparisons that got the same verdict in both orders; None where one order was asked.
-    judge_fit, judge_doubts: Whether the judge can be believed, and why not; when it cannot, quote no score.
+    judge_fit, judge_doubts: Whether nothing speaks against the judge; and what does, or was not put to the test, such as
+        "controls: not run". When it is not fit, quote no score.
     macro_win_score: With several languages the mean of their win scores, each counting the same, and its interval.
     by_language, by_category: The same for each.
 
@@ -150,7 +151,8 @@ class PairwiseJudge(evaluate.Metric):
         )
         report = summarize(kept, rule=rule, seed=seed, n_resamples=n_resamples)
         result = _figures(report.figures)
-        result |= {"judge_fit": report.health.fit, "judge_doubts": "; ".join(report.health.reasons)}
+        doubts = [*report.health.reasons, *report.health.notes]
+        result |= {"judge_fit": report.health.fit, "judge_doubts": "; ".join(doubts)}
         if report.macro:
             mean = report.macro.mean
             result |= {"macro_win_score": mean.value, "macro_win_score_ci": [mean.low, mean.high]}
