@@ -15,7 +15,9 @@ from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import count
+from multiprocessing import connection
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 from midb.chat import ChatFormat, Rendering
@@ -302,9 +304,12 @@ class _Engine:
     def __init__(self, arguments: dict[str, Any], adapter: tuple[str, int, str] | None) -> None:
         from vllm import LLM
         from vllm.lora.request import LoRARequest
+        from vllm.v1.engine.core_client import SyncMPClient
 
         self.llm = LLM(**arguments)
         self.vllm = self.llm.llm_engine
+        if isinstance(self.vllm.engine_core, SyncMPClient):  # in a process of its own
+            _watch(self.vllm.engine_core)
         self.lora = None if adapter is None else LoRARequest(*adapter)
         self.context: int = self.vllm.model_config.max_model_len
         self.window: int = 2 * self.vllm.vllm_config.scheduler_config.max_num_seqs
@@ -345,6 +350,19 @@ class _Engine:
         for number in numbers:
             self.waiting.pop(number, None)
         self.vllm.abort_request(list(numbers))
+
+
+def _watch(client: Any) -> None:
+    """Wake the one who waits for an engine's process that was killed: vLLM 0.32 would let him wait for ever."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    answers, ends = client.outputs_queue, [process.sentinel for process in client.resources.engine_manager.processes]
+
+    def wait() -> None:
+        connection.wait(ends)
+        answers.put(EngineDeadError())
+
+    Thread(target=wait, name="midb-vllm-watch", daemon=True).start()
 
 
 class Served(NamedTuple):
