@@ -27,8 +27,8 @@ from midb.errors import ColumnError, GenerationError, MidbError, require_extra
 from midb.files import HUB, check_destination, check_fits, read_dataset, write_dataset
 from midb.generators import FunctionGenerator, Generator, Journal, OpenAIGenerator, Sampling, TransformersGenerator
 from midb.generators.weights import resolve_adapter
-from midb.hub.__main__ import COMMANDS as PUSH
-from midb.hub.__main__ import NO_HUB, asked_as_trained
+from midb.hub.commands import COMMANDS as PUSH
+from midb.hub.commands import NO_HUB, asked_as_trained
 from midb.judging.comparisons import Missing, Mode
 from midb.prompts import PROMPT
 from midb.review import summarize

@@ -620,7 +620,8 @@ def test_the_command_shows_first_and_then_sends(base, adapter, tmp_path):
     hub_process.hub.log.clear()
     push = (
         "-m",
-        "midb.hub",
+        "midb.cli",
+        "push",
         "dataset",
         tmp_path / "edits.parquet",
         "tester/command",
@@ -638,13 +639,16 @@ def test_the_command_shows_first_and_then_sends(base, adapter, tmp_path):
     assert "/datasets/tester/command/commit/" in sent.stdout
     assert shown.stdout.split("bytes  files of")[0] == sent.stdout.split("bytes  files of")[0]
     assert len(loaded("tester/command", "fr", split="train")) == 15
-    refused = run("-m", "midb.hub", "adapter", adapter, "tester/command-booster")
+    refused = run("-m", "midb.cli", "push", "adapter", adapter, "tester/command-booster")
     assert refused.returncode == 1
     assert refused.stderr.startswith("midb: the adapter's base model is the local path")
     assert (
-        run("-m", "midb.hub", "adapter", adapter, "tester/command-booster", "--base-model", "org/base").returncode == 0
+        run(
+            "-m", "midb.cli", "push", "adapter", adapter, "tester/command-booster", "--base-model", "org/base"
+        ).returncode
+        == 0
     )
-    assert run("-m", "midb.hub", "metric", "org/pairwise_judge").returncode == 0
+    assert run("-m", "midb.cli", "push", "metric", "org/pairwise_judge").returncode == 0
     assert 'evaluate.load("org/pairwise_judge")' in readme("org/pairwise_judge", "space")
 
 
@@ -652,28 +656,20 @@ def test_the_command_shows_first_and_then_sends(base, adapter, tmp_path):
 def test_a_hub_that_is_not_there_and_a_broken_template_are_told_in_a_line(tmp_path):
     boosted().to_parquet(tmp_path / "edits.parquet")
     nowhere = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
-    for program in ("midb.hub", "midb.cli"):
-        push = (
-            "-m",
-            program,
-            *(["push"] * (program == "midb.cli")),
-            "dataset",
-            tmp_path / "edits.parquet",
-            "tester/no",
-        )
-        lost = run(*push, env=nowhere)
-        assert (lost.returncode, lost.stderr.splitlines()[-1][:35]) == (1, "midb: the Hub cannot be reached ([E")
-        assert "Traceback" not in lost.stderr
-        (tmp_path / "own.md").write_text("{{ nothing }}")
-        broken = run(*push, "--template", tmp_path / "own.md", "--dry-run")
-        assert "own.md cannot be filled in ('nothing' is undefined); mend it" in broken.stderr
-        assert "Traceback" not in broken.stderr
+    push = ("-m", "midb.cli", "push", "dataset", tmp_path / "edits.parquet", "tester/no")
+    lost = run(*push, env=nowhere)
+    assert (lost.returncode, lost.stderr.splitlines()[-1][:35]) == (1, "midb: the Hub cannot be reached ([E")
+    assert "Traceback" not in lost.stderr
+    (tmp_path / "own.md").write_text("{{ nothing }}")
+    broken = run(*push, "--template", tmp_path / "own.md", "--dry-run")
+    assert "own.md cannot be filled in ('nothing' is undefined); mend it" in broken.stderr
+    assert "Traceback" not in broken.stderr
 
 
 @at_hub
 def test_the_command_states_what_an_evaluation_set_was_translated_from(tmp_path):
     QUESTIONS.to_parquet(tmp_path / "questions.parquet")
-    push = ("-m", "midb.hub", "eval-set", tmp_path / "questions.parquet", "tester/set", "--dry-run")
+    push = ("-m", "midb.cli", "push", "eval-set", tmp_path / "questions.parquet", "tester/set", "--dry-run")
     assert "source_datasets:\n- org/english" in run(*push, "--source-dataset", "org/english").stdout
 
 
@@ -682,7 +678,8 @@ def test_the_command_tells_who_boosted(tmp_path):
     boosted().to_parquet(tmp_path / "edits.parquet")
     push = (
         "-m",
-        "midb.hub",
+        "midb.cli",
+        "push",
         "dataset",
         tmp_path / "edits.parquet",
         "tester/who",
@@ -707,7 +704,17 @@ def test_the_command_states_the_prompt_and_the_tags_that_a_trained_adapter_was_a
     replace(RECORD, prompt="Mend this:", tags=("<|q|>", "<|w|>", "<|e|>")).write(trained)
     asked = Booster.from_pretrained(trained)
     boosted().map(lambda row: {"boosted_by": asked.generator.name}).to_parquet(tmp_path / "edits.parquet")
-    push = ("-m", "midb.hub", "dataset", tmp_path / "edits.parquet", "tester/how", "--dry-run", "--model", trained)
+    push = (
+        "-m",
+        "midb.cli",
+        "push",
+        "dataset",
+        tmp_path / "edits.parquet",
+        "tester/how",
+        "--dry-run",
+        "--model",
+        trained,
+    )
     card = run(*push, "--fields", "response").stdout
     assert '<p dir="auto">Mend this:</p>' in card
     assert "| tags | <code>&#60;&#124;q&#124;&#62; &#60;&#124;w" in card

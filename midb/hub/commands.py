@@ -1,6 +1,5 @@
 """The commands: `midb push dataset`, `adapter`, `eval-set` and `metric`, each with `--dry-run`."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +8,6 @@ import typer
 
 from midb import release
 from midb.booster import Booster
-from midb.errors import MidbError
 from midb.files import read_dataset
 from midb.generators import OpenAIGenerator, Sampling, TransformersGenerator
 from midb.generators.weights import adapter_record, resolve_adapter
@@ -19,7 +17,10 @@ SETS = {"mt-bench": release.load_mt_bench, "alpaca-eval": release.load_alpaca_ev
 
 RepoId = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Where it goes; made where it is missing.")]
 License = Annotated[
-    str | None, typer.Option(help="An identifier of the Hub's list, such as apache-2.0; none is stated without it.")
+    str | None,
+    typer.Option(
+        help="An identifier of the Hub's list, such as apache-2.0; without it the one that the source states, if any."
+    ),
 ]
 Template = Annotated[Path | None, typer.Option(help="Your own Jinja file for the card.")]
 Revision = Annotated[str | None, typer.Option(help="A branch, made where it is missing.")]
@@ -201,18 +202,3 @@ def _report(verdicts: str | None, names: str) -> Any:
     if len(sides) != 2:
         raise typer.BadParameter(f"--names {names!r} is not two names; write boosted,raw")
     return summarize(read_dataset(verdicts), names=(sides[0], sides[1]))
-
-
-if __name__ == "__main__":
-    from datasets.exceptions import DatasetsError
-    from huggingface_hub.utils import httpx
-
-    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-    for name, command in COMMANDS.items():
-        app.command(name)(command)
-    try:
-        app()
-    except httpx.TransportError as error:
-        sys.exit(f"midb: {NO_HUB.format(error)}")
-    except (MidbError, DatasetsError, ValueError, OSError) as error:
-        sys.exit(f"midb: {error}")
