@@ -25,7 +25,16 @@ from midb.cluster import ROWS_PER_SHARD, Workers, map_on_cluster, rows_to_do
 from midb.distance import filter_by_edit_distance
 from midb.errors import ColumnError, GenerationError, MidbError, require_extra
 from midb.files import HUB, check_destination, check_fits, read_dataset, write_dataset
-from midb.generators import FunctionGenerator, Generator, Journal, OpenAIGenerator, Sampling, TransformersGenerator
+from midb.generators import (
+    FunctionGenerator,
+    Generator,
+    Journal,
+    OpenAIGenerator,
+    Sampling,
+    TransformersGenerator,
+    VLLMGenerator,
+)
+from midb.generators.vllm import is_preferred
 from midb.generators.weights import resolve_adapter
 from midb.hub.commands import COMMANDS as PUSH
 from midb.hub.commands import NO_HUB, asked_as_trained
@@ -64,7 +73,14 @@ BaseUrl = Annotated[
 ApiKeyEnv = Annotated[str, typer.Option(help="The environment variable that holds the key.")]
 Timeout = Annotated[float, typer.Option(min=1, help="Seconds a request may take, with --base-url.")]
 Concurrency = Annotated[int, typer.Option(min=1, help="Requests in flight, with --base-url.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Prompts per forward pass, without --base-url.")]
+Engine = Annotated[
+    Literal["vllm", "transformers"] | None,
+    typer.Option(
+        help="What runs the model on this machine, without --base-url.",
+        show_default="vllm where it is installed and sees a GPU",
+    ),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Prompts per forward pass of transformers.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="New tokens per row at most.")]
 JournalPath = Annotated[Path | None, typer.Option(help="Where completions are kept.", show_default="OUT.journal")]
 NoJournal = Annotated[bool, typer.Option("--no-journal", help="Keep nothing: a crash or rerun pays again.")]
@@ -146,6 +162,7 @@ def boost(
     limit: Limit = None,
     timeout: Timeout = 600,
     concurrency: Concurrency = 64,
+    engine: Engine = None,
     batch_size: BatchSize = 8,
     max_tokens: MaxTokens = 2048,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
@@ -199,7 +216,7 @@ def boost(
             model, base_url=base_url, api_key=key, concurrency=concurrency, timeout=timeout, sampling=sampling
         )
     else:
-        generator = TransformersGenerator(base, adapter=adapter, batch_size=batch_size, sampling=sampling)
+        generator = _local(base, adapter, engine, batch_size, sampling)
     if not no_journal and (kept := journal or (_journal_of(out) if out and not ledger else None)):
         generator = Journal(generator, kept)
     booster = replace(booster, generator=generator)
@@ -360,6 +377,7 @@ def judge(
     max_cost: Annotated[float | None, typer.Option(min=0, help="Stop before more is spent; needs --price.")] = None,
     timeout: Timeout = 600,
     concurrency: Concurrency = 64,
+    engine: Engine = None,
     batch_size: BatchSize = 8,
     max_tokens: MaxTokens = 2048,
     journal: JournalPath = None,
@@ -399,7 +417,7 @@ def judge(
         )
     else:
         base, adapter = resolve_adapter(model)
-        generator = TransformersGenerator(base, adapter=adapter, batch_size=batch_size)
+        generator = _local(base, adapter, engine, batch_size, Sampling())
     if not no_journal:
         generator = Journal(generator, journal or _journal_of(out))
     _console().print(plain(str(asker.estimate(side_a, side_b, on=on, mode=mode, missing=missing))))
@@ -526,6 +544,13 @@ def _check_ledger(ledger: str, source: str, out: str | None) -> None:
     for name, other in (("the source", source), ("--out", out)):
         if other and "://" not in other and place.is_relative_to(Path(other).resolve()):
             raise ValueError(f"--ledger {ledger} lies in {name} {other}; give the ledger a folder of its own")
+
+
+def _local(model: str, adapter: str | None, engine: str | None, batch_size: int, sampling: Sampling) -> Generator:
+    """The model on this machine, in the engine that was named or else fits."""
+    if engine == "vllm" or (engine is None and is_preferred()):
+        return VLLMGenerator(model, adapter=adapter, sampling=sampling)
+    return TransformersGenerator(model, adapter=adapter, batch_size=batch_size, sampling=sampling)
 
 
 def _read_key(api_key_env: str) -> str | None:

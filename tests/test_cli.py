@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,15 @@ def test_an_adapter_is_asked_as_in_its_training_unless_the_caller_says_otherwise
     assert asked("--model", tmp_path / "booster") == f"Mend:\n<|a|>Pourquoi NA ?\n<|b|>NA\n<|c|>{answer}"
     assert asked("--model", tmp_path / "booster", "--prompt", "Do:").startswith("Do:\n<|a|>Pourquoi")
     assert asked("--model", "m", "--base-url", "http://x").startswith(f"{PROMPT}\n<|instruction|>")
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here, and would load the model")
+def test_the_engine_that_is_named_is_the_one_that_is_taken(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text('{"model_type": "llama"}')
+    arguments = ("boost", jsonl(tmp_path / "in.jsonl"), "--model", tmp_path / "model", "--out", tmp_path / "out.jsonl")
+    assert "pip install 'midb[vllm]'" in midb(*arguments, "--engine", "vllm").stderr
+    assert "vllm" not in midb(*arguments).stderr  # no GPU, and so transformers, which finds no weights
 
 
 def test_a_preview_shows_the_first_messages(tmp_path):
