@@ -458,6 +458,7 @@ def test_a_training_that_crashed_goes_on_as_if_nothing_had_been(dropped, tmp_pat
     same(dropped, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_line_of_the_log_that_spans_a_checkpoint_is_the_same_after_it(dropped, tmp_path):
     given = replace(dropped, logging_steps=2, output_dir=str(tmp_path / "whole"))
     trained(edits(10), given)
@@ -486,6 +487,7 @@ def test_a_training_told_to_stop_leaves_a_checkpoint_and_goes_on_as_if_nothing_h
     same(dropped, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_training_killed_after_its_last_step_is_not_given_one_more(dropped, tmp_path):
     given = replace(dropped, output_dir=str(tmp_path), lr_scheduler_type="constant")
     trainer = trained(edits(10), given)
