@@ -20,7 +20,7 @@ from midb.generators import FunctionGenerator, OpenAIGenerator, Sampling, VLLMGe
 from midb.hub import adapter_card, dataset_card, eval_set_card, metric_card, push_dataset
 from midb.hub.cards import with_repo_id
 from midb.hub.facts import Share, named_splits, read_edits
-from midb.hub.picture import bar_heights, draw_distances, equal_bins
+from midb.hub.picture import bar_heights, distance_figure, draw_distances, equal_bins
 from midb.hub.readme import BEGIN, END, as_section, body_of, merge, read_owned
 from midb.judging.report import summarize
 from midb.judging.statistics import wilson
@@ -145,7 +145,30 @@ def test_the_table_counts_each_language():
 def test_the_distance_is_measured_and_a_column_that_tells_one_is_not_believed():
     rows = edits([("fr", "abc", "abcdef"), ("fr", "abc", "abcd")], edit_distance=[9999, 9999])
     [french] = read_edits(named_splits(rows)).languages
-    assert (french.mean_distance, french.median_distance, french.changed) == (2.0, 1, 2)
+    assert (french.mean_distance, french.median_distance, french.changed) == (2.0, 2.0, 2)
+
+
+def test_the_median_of_an_even_number_is_between_the_middle_two():
+    import statistics
+
+    for distances in ([1, 3], [1, 2, 9], [4, 4], [0, 0, 5, 8], [1, 2], [7]):
+        rows = edits([("fr", "", "x" * far) for far in distances])
+        [french] = read_edits(named_splits(rows)).languages
+        assert french.median_distance == statistics.median(distances)
+    assert "| French | 2 | 1.5 | 1.5 |" in dataset_card(edits([("fr", "", "x"), ("fr", "", "xx")])).text
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 7, 17])
+def test_the_picture_has_one_chart_for_each_language_and_no_empty_one(count):
+    rows = edits([(f"x{chr(97 + at)}", "", "y" * (at + far)) for at in range(count) for far in (1, 2)])
+    figure = distance_figure(read_edits(named_splits(rows)))
+    assert len(figure.axes) == count
+    assert all(axes.patches and axes.get_title(loc="left") for axes in figure.axes)
+    figure.draw_without_rendering()
+    at_the_foot = {axes.get_subplotspec().colspan.start: axes for axes in figure.axes}  # the last of each column
+    for axes in figure.axes:
+        shown = any(label.get_visible() and label.get_text() for label in axes.get_xticklabels())
+        assert shown == (axes in at_the_foot.values())
 
 
 def test_only_boosted_rows_count_for_the_distance():

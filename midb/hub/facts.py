@@ -95,11 +95,12 @@ class LanguageFacts:
         return self.characters / self.changed if self.changed else None
 
     @property
-    def median_distance(self) -> int | None:
-        """In characters."""
+    def median_distance(self) -> float | None:
+        """In characters; of an even number of rows the mean of the middle two."""
         if not self.changed:
             return None
-        return int(np.searchsorted(np.cumsum(self.distances), (self.changed + 1) // 2))
+        middle = [(self.changed + 1) // 2, self.changed // 2 + 1]
+        return float(np.searchsorted(np.cumsum(self.distances), middle).mean())
 
     @property
     def reasons(self) -> dict[str, int]:

@@ -13,6 +13,7 @@ from midb.hub.facts import FARTHEST, EditFacts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
 MOST = 24  # panels: the languages with the most rows
@@ -20,7 +21,19 @@ BINS = 40
 
 
 def draw_distances(facts: EditFacts) -> bytes:
-    """A PNG with one panel per language, all on one scale, so that they can be compared; the median is marked.
+    """`distance_figure` as a PNG.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    file = BytesIO()
+    # Without what names the software: the same picture from the same rows.
+    distance_figure(facts).savefig(file, format="png", dpi=110, metadata={"Software": None})
+    return file.getvalue()
+
+
+def distance_figure(facts: EditFacts) -> "Figure":
+    """One panel per language, all on one scale, so that they can be compared; the median is marked.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -33,20 +46,20 @@ def draw_distances(facts: EditFacts) -> bytes:
     columns = min(4, max(1, len(shown)))
     rows = max(1, -(-len(shown) // columns))
     figure = Figure(figsize=(2.6 * columns + 0.8, 1.7 * rows + 0.9), layout="constrained", facecolor="white")
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
     together = sum((each.distances for each in shown), np.zeros(FARTHEST + 1, np.int64))
     edges = equal_bins(together)
     for axes, each in zip(panels, shown, strict=False):
         _panel(axes, f"{each.name} ({each.changed:,})", each.distances, edges, each.median_distance or 0)
-    for axes in list(panels)[len(shown) :]:
-        axes.set_visible(False)
+    for axes in panels[max(1, len(shown)) :]:
+        axes.remove()
+    for axes in panels[: len(shown)][-columns:]:  # the last of each column, also above an empty place
+        axes.tick_params(labelbottom=True)
     beyond = int(together[edges[-1] :].sum())
     told = f"; {beyond:,} rows went farther and are in the last bar" if beyond else ""
     figure.supxlabel(f"characters changed (red: the median){told}", fontsize=9)
     figure.supylabel("rows", fontsize=9)
-    file = BytesIO()
-    figure.savefig(file, format="png", dpi=110, metadata={"Software": None})  # the same picture from the same rows
-    return file.getvalue()
+    return figure
 
 
 def equal_bins(distances: "NDArray[np.int64]") -> "NDArray[np.int64]":
@@ -70,13 +83,13 @@ def bar_heights(distances: "NDArray[np.int64]", edges: "NDArray[np.int64]") -> "
     return heights
 
 
-def _panel(axes: "Axes", title: str, distances: "NDArray[np.int64]", edges: "NDArray[np.int64]", median: int) -> None:
+def _panel(axes: "Axes", title: str, distances: "NDArray[np.int64]", edges: "NDArray[np.int64]", median: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
     starts, width = edges[:-1], edges[1] - edges[0]
     axes.bar(starts, bar_heights(distances, edges), width=width * 0.9, align="edge", color="#2a6f97")
     axes.axvline(median, color="#c8553d", linewidth=1.2)
-    axes.text(median, axes.get_ylim()[1], f" {median:,}", color="#c8553d", fontsize=7, va="top")
+    axes.text(median, axes.get_ylim()[1], f" {median:,g}", color="#c8553d", fontsize=7, va="top")
     axes.set_title(title, fontsize=8, loc="left")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.tick_params(labelsize=7, length=2)
