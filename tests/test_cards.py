@@ -26,6 +26,7 @@ from midb.judging.report import summarize
 from midb.judging.statistics import wilson
 from midb.schema import PAIR, RAW
 
+START = BEGIN.removesuffix("-->")  # what a push notes comes behind it
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable("table")
 
 
@@ -127,6 +128,53 @@ def test_a_licence_that_the_dataset_states_is_taken():
     rows.info.license = "mit"
     assert metadata(dataset_card(rows))["license"] == "mit"
     assert metadata(dataset_card(rows, license="apache-2.0"))["license"] == "apache-2.0"
+
+
+def test_what_cannot_be_a_licence_is_refused():
+    with pytest.raises(
+        ValueError, match=r"license= says 'Apache 2.0', which is no identifier of the Hub's list; give one"
+    ):
+        dataset_card(boosted(), license="Apache 2.0")
+    rows = boosted()
+    rows.info.license = "Creative Commons, see the page"
+    with pytest.raises(ValueError, match=r"the rows' own information .* says 'Creative Commons, see"):
+        dataset_card(rows)
+    assert metadata(dataset_card(rows, license="other"))["license"] == "other"
+
+
+def test_where_no_guard_looked_the_card_speaks_of_none():
+    generator = FunctionGenerator(lambda messages: "", name="org/booster")
+    without = dataset_card(boosted(), booster=Booster(generator=generator, guards=())).text
+    assert re.findall("[^|\n]*guard[^|\n]*", without.split("## Languages")[0].split("## How")[0]) == []
+    assert "no guard looked at it" in without
+    assert "guard refused" not in without
+    assert "a guard refused" in dataset_card(boosted(), booster=Booster(generator=generator)).text
+
+
+def test_rows_that_state_no_language_are_told_of():
+    text = dataset_card(edits([("fr", "a", "b"), ("ja", "a", "b"), ("", "a", "b")])).text
+    assert "in French and Japanese; some rows state no language." in text
+    assert "Rows that state no language are in `all` only." in text
+    assert "no language" not in dataset_card(boosted()).text
+    questions = {"id": [1, 1, 1], "language": ["fr", "ja", ""], "turns": [["a"]] * 3}
+    text = eval_set_card(Dataset.from_dict(questions)).text
+    assert "1 question is in all 2 languages and among the rows that state none." in text
+    assert "Rows that state no language are in `all` only." in text
+
+
+def test_one_row_is_one():
+    text = dataset_card(edits([("fr", "a", "b")])).text
+    assert "1 row of instruction data" in text
+    assert "## 1 row, before and after" in text
+
+
+def test_the_licences_of_midbs_files_are_said_to_matter_only_where_rows_come_from_there(tmp_path):
+    condition = (
+        "What follows matters only where rows here, or what trained the booster, come from MIDB, CoachLM or Alpaca"
+    )
+    assert condition in dataset_card(boosted()).text
+    assert condition in adapter_card(adapter(tmp_path)).text
+    assert condition not in dataset_card(edits([("fr", "a", "b")], published_distance=[7])).text
 
 
 def test_the_table_counts_each_language():
@@ -355,7 +403,7 @@ def judged(n=60, verdict="a", name="boosted"):
 def test_the_figures_of_a_judge_are_in_the_text_and_of_an_adapter_in_the_model_index(tmp_path):
     report = judged()
     assert report.health.fit
-    assert report.to_markdown().strip() in dataset_card(boosted(), report=report).text
+    assert report.to_markdown().strip() in dataset_card(boosted(60), report=report).text
     card = adapter_card(adapter(tmp_path), report=report, judged_on="org/rows")
     [index] = metadata(card)["model-index"]
     whole, *languages = index["results"]
@@ -371,6 +419,15 @@ def test_the_figures_of_a_judge_are_in_the_text_and_of_an_adapter_in_the_model_i
         "type"
     ]
     assert unnamed == f"verdicts-{report.provenance.fingerprint}"
+
+
+def test_a_report_of_other_rows_is_refused():
+    with pytest.raises(
+        ValueError, match="the report is of 60 comparisons, and there are 30 rows: it is of others; give"
+    ):
+        dataset_card(boosted(), report=judged())
+    with pytest.raises(ValueError, match="the report has verdicts in ar, and none of the rows is: it is of others"):
+        dataset_card(boosted(60, ("fr",)), report=judged())
 
 
 def test_a_judge_that_cannot_be_believed_gives_no_figure(tmp_path):
@@ -414,7 +471,7 @@ def test_what_an_earlier_push_said_of_its_training_goes_when_this_one_does_not_s
 
 def test_the_names_in_a_report_break_nothing():
     report = judged(name="</table>|`x`\n# no\n<!-- midb:end -->")
-    page = str(dataset_card(boosted(), report=report))
+    page = str(dataset_card(boosted(60), report=report))
     assert page.count(f"\n{END}") == 1
     assert not any(each == "no" for each in headings(page))
 
@@ -436,7 +493,7 @@ TEXT = st.one_of(
 def check_unbroken(rows):
     plain = rows.map(lambda row: dict.fromkeys((*PAIR, *RAW), "text") | {"response": "other"})
     page, calm = str(dataset_card(rows)), str(dataset_card(plain))
-    assert page.count(BEGIN) == page.count(END) == 1
+    assert page.count(START) == page.count(END) == 1
     assert page.split("\n---\n")[0] == calm.split("\n---\n")[0]  # the front matter, and nothing after it is one
     body = page.split("\n---\n", 1)[1]
     assert headings(body) == [
@@ -455,7 +512,7 @@ def test_a_blank_line_stands_before_each_table_which_some_renderers_need(tmp_pat
     RECORD.write(folder)
     everything = {"license": "mit", "source_datasets": ["org/raw"], "report": judged()}
     pages = [
-        dataset_card(boosted(), **everything),
+        dataset_card(boosted(60), **everything),
         dataset_card(DatasetDict(a=CALM, b=CALM)),
         adapter_card(folder, datasets=["a"]),
     ]
@@ -525,7 +582,7 @@ def test_what_people_write_around_our_lines_stays_byte_for_byte():
     edited = edited.replace("tags:\n", "pretty_name: Mine\nextra:\n  deep: [1, 2]\ntags:\n- own\n")
     edited = edited.replace("task_categories:\n", "task_categories:\n- summarization\n")
     second = str(merge(edited, dataset_card(boosted(50)), "dataset", ("all", "fr")))
-    assert "# Mine  \n\nHello |\t`x`\n\n<!-- midb:begin dataset all fr +language -->" in second
+    assert "# Mine  \n\nHello |\t`x`\n\n<!-- midb:begin dataset all fr +language =50:ar,fr -->" in second
     assert second.endswith(f"{END}\n\n## Thanks\n\n  to all  \n")
     assert "50 rows of instruction data" in second
     assert "30 rows of instruction data" not in second
@@ -550,7 +607,7 @@ def test_a_readme_without_our_lines_keeps_all_of_it_and_gets_ours_at_its_end():
         "\ufeff---\nlicense: mit\n---\r\n# By hand\r\n\r\ntext",
     ):
         merged = str(merge(theirs, dataset_card(boosted()), "dataset"))
-        assert merged.index("# By hand") < merged.index("<!-- midb:begin dataset +language -->")
+        assert merged.index("# By hand") < merged.index("<!-- midb:begin dataset +language =30:ar,fr -->")
         assert ("license: mit" in merged) == ("license" in theirs)
         assert read_owned(merged).kind == "dataset"
 
@@ -594,6 +651,30 @@ def test_configurations_that_are_ours_are_replaced_and_others_stay():
         {"config_name": "fr", "data_files": "fr/train-*"},
         {"config_name": "mine", "data_files": "mine.csv"},
     ]
+
+
+def test_languages_that_people_added_and_the_configuration_that_they_chose_stay():
+    def card(languages, default="all"):
+        made = dataset_card(boosted(30, languages))
+        names = ["all", *languages]
+        made.data["configs"] = [
+            {"config_name": name, "data_files": f"{name}/*"} | ({"default": True} if name == default else {})
+            for name in names
+        ]
+        return made, ("all", *languages)
+
+    first = str(merge(None, card(("fr", "ar"))[0], "dataset", ("all", "fr", "ar")))
+    edited = first.replace("language:\n- ar\n", "language:\n- en\n- ar\n").replace("  default: true\n", "", 1)
+    edited = edited.replace("- config_name: fr\n", "- config_name: fr\n  default: true\n")
+    made, configs = card(("fr", "ja"))
+    second = str(merge(edited, made, "dataset", configs))
+    head = yaml.safe_load(second.split("---\n")[1])
+    assert head["language"] == ["fr", "ja", "en"]
+    assert [each["config_name"] for each in head["configs"] if each.get("default")] == ["fr"]
+    made, configs = card(("ja", "it"))
+    head = metadata(merge(second, made, "dataset", configs))
+    assert head["language"] == ["it", "ja", "en"]
+    assert [each["config_name"] for each in head["configs"] if each.get("default")] == ["all"]
 
 
 CALM = edits([("fr", "a", "b")])
@@ -652,7 +733,7 @@ def test_a_card_speaks_of_defects_repairs_and_common_questions_only_where_they_a
     assert "Compare languages" not in text
     assert "No `id` is in all 2 languages" in text
     shared_ids = eval_set_card(Dataset.from_dict(own | {"id": [1, 1]})).text
-    assert "1 questions are in all 2 languages. Compare languages over those." in shared_ids
+    assert "1 question is in all 2 languages. Compare languages over those." in shared_ids
     with_defects = eval_set_card(Dataset.from_dict(own | {"id": [1, 1], "defect": ["", "lost"]})).text
     assert "and 0 of them are without a defect in each." in with_defects
     assert "Compare languages" not in with_defects
@@ -679,7 +760,7 @@ def test_hostile_questions_break_nothing():
     rows = {"id": ["|", "\n# x"], "language": ["fr", "fr"], "turns": [HOSTILE, HOSTILE], "category": ["a|b", "<b>"]}
     card = eval_set_card(Dataset.from_dict(rows))
     page = str(card)
-    assert page.count(BEGIN) == page.count(END) == 1
+    assert page.count(START) == page.count(END) == 1
     for table in tables(page):
         assert len({len(row) for row in table}) == 1
     assert set(Tags(MARKDOWN.render(card.text)).opened) <= SAFE
@@ -699,7 +780,7 @@ def test_a_metric_keeps_its_own_card_between_our_lines():
     card = metric_card("pairwise_judge")
     assert card.data["sdk"] == "gradio"
     assert 'pairwise_judge = evaluate.load("owner/name")' in card.text
-    assert card.text.count(BEGIN) == card.text.count(END) == 1
+    assert card.text.count(START) == card.text.count(END) == 1
     with pytest.raises(ValueError, match="there is no metric 'bleu'"):
         metric_card("bleu")
 
@@ -722,6 +803,9 @@ def test_an_adapters_card_names_its_base_and_nothing_it_does_not_know(tmp_path):
         "tags": ["midb", "booster", "lora", "base_model:adapter:org/base"],
     }  # fmt: skip
     assert "nothing is known of its training" in card.text
+    assert "is made to improve instruction data" not in card.text
+    assert "no record of its training (`booster.json`) says so" in " ".join(card.text.split())
+    assert "# An adapter on base" in card.text
 
 
 def test_a_base_model_that_is_a_place_of_this_machine_is_refused(tmp_path, monkeypatch):

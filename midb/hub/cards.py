@@ -17,9 +17,9 @@ from midb.errors import MidbError
 from midb.generators import Journal, OpenAIGenerator, TransformersGenerator, VLLMGenerator
 from midb.generators.adapter import ADAPTER_FILE, AdapterRecord, read_record
 from midb.generators.weights import ADAPTER_CONFIG, adapter_hash, weights_name
-from midb.hub.facts import EditFacts, license_of, named_splits, read_edits
+from midb.hub.facts import EditFacts, check_license, license_of, named_splits, read_edits
 from midb.hub.questions import PUBLISHED, read_questions
-from midb.hub.readme import METRIC, as_section
+from midb.hub.readme import METRIC, as_section, read_owned, told_of
 from midb.hub.text import render
 from midb.languages import language_code
 from midb.schema import PAIR
@@ -93,13 +93,14 @@ def dataset_card(
     Raises:
         ColumnError: The rows are no edits, or hold a language that is none.
         TypeError: A stream, or no dataset.
-        ValueError: The rows say that another booster made them, or `repo_id` is no name of a repository.
+        ValueError: The rows say that another booster made them, the report is of other rows, `repo_id` is no name of a
+            repository, or the licence cannot be an identifier of the Hub's list.
         FileNotFoundError: There is no such template.
         MidbError: Your template is broken, or names what there is not.
     """
     splits = named_splits(edits)
     facts = read_edits(splits, language)
-    license = license or license_of(splits)
+    license = check_license(license, "license=") or license_of(splits)
     return card_of_facts(
         facts, repo_id=repo_id, license=license, source_datasets=source_datasets, booster=booster, report=report,
         template=template,
@@ -124,16 +125,19 @@ def card_of_facts(
             f"the rows say that they were boosted by {', '.join(facts.boosted_by) or 'nobody'}, and booster= asks "
             f"{booster.generator.name}; give the booster that made them all, or none"
         )
+    if report is not None:
+        _check_judged(report, facts)
     codes = [each.language for each in facts.languages if each.language]
     names = [each.name for each in facts.languages if each.language]
     text = render(
         template,
         "dataset.md",
         {
-            "facts": facts, "total": facts.total, "codes": codes, "language_names": _and_others(names),
+            "facts": facts, "total": facts.total, "codes": codes, "language_names": _and_others(names), "unstated": len(codes) < len(facts.languages),
             "repo_id": _as_code(repo_id), "example": codes[0] if codes else "all", "meanings": _MEANINGS, "picture": PICTURE,
             "source_datasets": list(source_datasets or ()), "license": license, "report": _judged(report),
             "how": _how_boosted(booster) if booster else {}, "prompt": booster.prompt if booster else "",
+            "guarded": booster is None or bool(booster.guards),
         },
     )  # fmt: skip
     data = DatasetCardData(
@@ -146,7 +150,13 @@ def card_of_facts(
     )
     what = "Boosted instructions" if facts.has_status else "Revised instructions"
     return DatasetCard(
-        _content(data.to_yaml(), f"{what}{' in ' * bool(names)}{_and_others(names) if names else ''}", text)
+        _content(
+            data.to_yaml(),
+            f"{what}{' in ' * bool(names)}{_and_others(names) if names else ''}",
+            text,
+            told_of(facts.rows, [each.language for each in facts.languages]),
+            repo_id,
+        )
     )
 
 
@@ -171,14 +181,14 @@ def eval_set_card(
     Raises:
         ColumnError: It has not the shape, or holds a language that is none.
         TypeError: A stream, or no dataset.
-        ValueError: `repo_id` is no name of a repository.
+        ValueError: `repo_id` is no name of a repository, or the licence cannot be an identifier of the Hub's list.
         MidbError: Your template is broken, or names what there is not.
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 
     splits = named_splits(questions, "test")
     facts = read_questions(splits)
-    license = license or license_of(splits)
+    license = check_license(license, "license=") or license_of(splits)
     codes = [each.language for each in facts.languages if each.language]
     names = [each.name for each in facts.languages if each.language]
     title, description = PUBLISHED[facts.published]
@@ -186,7 +196,8 @@ def eval_set_card(
         template,
         "eval_set.md",
         {
-            "facts": facts, "language_names": _and_others(names), "repo_id": _as_code(repo_id), "license": license,
+            "facts": facts, "codes": codes, "language_names": _and_others(names), "unstated": len(codes) < len(facts.languages),
+            "repo_id": _as_code(repo_id), "license": license,
             "example": codes[0] if codes else "all", "meanings": _QUESTION_MEANINGS, "published": facts.published,
             "description": description,
         },
@@ -201,7 +212,13 @@ def eval_set_card(
         tags=["midb", "evaluation", *([facts.published] if facts.published else [])],
     )
     return DatasetCard(
-        _content(data.to_yaml(), f"{title}{' in ' * bool(names)}{_and_others(names) if names else ''}", text)
+        _content(
+            data.to_yaml(),
+            f"{title}{' in ' * bool(names)}{_and_others(names) if names else ''}",
+            text,
+            told_of(facts.rows, [each.language for each in facts.languages]),
+            repo_id,
+        )
     )
 
 
@@ -232,11 +249,13 @@ def adapter_card(
         FileNotFoundError: The folder holds no adapter, or there is no such template.
         MidbError: The base model is a place of this machine, and `base_model` does not say its Hub id; or your template is
             broken.
-        ValueError: The record in the folder is broken, or `repo_id` is no name of a repository.
+        ValueError: The record in the folder is broken, `repo_id` is no name of a repository, or the licence cannot be an
+            identifier of the Hub's list.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     base = base_model_of(folder, base_model)
+    license = check_license(license, "license=")
     record = read_record(folder)
     picture = "loss.png" if Path(folder, "loss.png").is_file() else None
     text = render(
@@ -259,7 +278,8 @@ def adapter_card(
         model_name=repo_id.split("/")[-1] if results else None,
         eval_results=results or None,
     )
-    return ModelCard(_content(data.to_yaml(), f"A booster on {base.split('/')[-1]}", text))
+    title = f"{'A booster' if record else 'An adapter'} on {base.split('/')[-1]}"
+    return ModelCard(_content(data.to_yaml(), title, text, told_of(None, _languages_of(record)), repo_id))
 
 
 def metric_card(name: str) -> "SpaceCard":
@@ -296,10 +316,32 @@ def with_repo_id(card: "RepoCard", repo_id: str) -> "RepoCard":
     """The card with the place where it goes: in the lines that load the thing, where data cannot hold quotation marks, and
     in a model index.
     """
-    placed = type(card)(str(card).replace(f'"{REPO}"', f'"{repo_id}"'))
-    if placed.data.get("model_name") == REPO.split("/")[-1]:
+    made_for = read_owned(str(card)).place or REPO
+    text = str(card).replace(f'"{made_for}"', f'"{repo_id}"')
+    text = re.sub(r"(?m)^(<!-- midb:begin.*?)(?: @\S+)?(?= -->)", rf"\g<1> @{repo_id}", text)
+    placed = type(card)(text)
+    if placed.data.get("model_name") == made_for.split("/")[-1]:
         placed.data["model_name"] = repo_id.split("/")[-1]
     return placed
+
+
+def check_told(card: "RepoCard", rows: int, languages: Sequence[str]) -> None:
+    """Refuse a card that tells of other rows than those beside which it would stand.
+
+    Raises:
+        ValueError: It does, by the word of its own first line.
+    """
+    owned = read_owned(str(card))
+    if owned.languages is None or told_of(int(owned.rows or 0), owned.languages) == told_of(rows, languages):
+        return
+
+    def said(rows: int, languages: Sequence[str]) -> str:
+        return f"{rows:,} rows in {', '.join(code or 'no stated language' for code in sorted(languages))}"
+
+    raise ValueError(
+        f"card= tells of {said(int(owned.rows or 0), owned.languages)}, and {said(rows, languages)} are pushed; make the card of "
+        "the rows that are pushed, with the same language="
+    )
 
 
 def base_model_of(folder: str | Path, base_model: str | None = None) -> str:
@@ -324,8 +366,10 @@ def base_model_of(folder: str | Path, base_model: str | None = None) -> str:
     return said
 
 
-def _content(metadata: str, title: str, body: str) -> str:
-    section = as_section(f"# {title}\n\n{body}")  # a title of an earlier push would not be so any more
+def _content(metadata: str, title: str, body: str, about: str, repo_id: str) -> str:
+    place = f"@{repo_id}" if "/" in repo_id and repo_id != REPO else ""
+    # The title is in it: one of an earlier push would not be so any more.
+    section = as_section(f"# {title}\n\n{body}", notes=(about, place))
     return f"---\n{metadata}\n---\n\n{section}\n"
 
 
@@ -419,6 +463,23 @@ def _commit(source: str, file: str, revision: str | None) -> str:
         return revision or ""
     parts = Path(cached).parts
     return f"{parts[parts.index('snapshots') + 1]} (in the cache when this card was written)"
+
+
+def _check_judged(report: "Report", facts: EditFacts) -> None:
+    """Refuse a report that cannot be of these rows."""
+    comparisons = report.figures.counts.comparisons
+    if comparisons > facts.rows:
+        raise ValueError(
+            f"the report is of {comparisons:,} comparisons, and there are {facts.rows:,} rows: it is of others; give the report "
+            "of these rows, or none"
+        )
+    judged = {group.group for group in report.tables.get("language", ())} - {""}
+    here = {said for each in facts.languages for said in (each.language, each.name)}
+    if other := sorted(judged - here):
+        raise ValueError(
+            f"the report has verdicts in {', '.join(other)}, and none of the rows is: it is of others; give the report of these "
+            "rows, or none"
+        )
 
 
 def _judged(report: "Report | None") -> Any:

@@ -26,6 +26,7 @@ SAMPLES = 10
 FARTHEST = 1 << 16  # distances from here on are counted together
 BATCH_ROWS = 10_000
 _STATUS = ("boost_status", "boost_reason", "boosted_by")
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
 
 
@@ -195,8 +196,27 @@ def named_splits(dataset: Any, default: str = "train") -> dict[str, "Dataset"]:
 
 
 def license_of(splits: Mapping[str, "Dataset"]) -> str | None:
-    """What the rows' own information says."""
-    return next((split.info.license for split in splits.values() if split.info.license), None)
+    """What the rows' own information says.
+
+    Raises:
+        ValueError: It is no identifier.
+    """
+    said = next((split.info.license for split in splits.values() if split.info.license), None)
+    return check_license(said, "the rows' own information (info.license)")
+
+
+def check_license(license: str | None, who: str) -> str | None:
+    """A licence, unless it cannot be on the Hub's list, which the Hub alone knows whole.
+
+    Raises:
+        ValueError: It holds what no identifier holds.
+    """
+    if license and not _LICENSE.fullmatch(license):
+        raise ValueError(
+            f"{who} says {license!r:.80}, which is no identifier of the Hub's list; give one as license=, such as 'apache-2.0', or "
+            "'other'"
+        )
+    return license
 
 
 def read_languages(

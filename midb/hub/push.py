@@ -23,6 +23,7 @@ from midb.hub.cards import (
     adapter_card,
     base_model_of,
     card_of_facts,
+    check_told,
     eval_set_card,
     metric_card,
     metric_folder,
@@ -64,31 +65,36 @@ def push_dataset(
     `load_dataset(repo_id, "fr")` gives the rows of one language in their order, `load_dataset(repo_id)` all of them, language
     after language; both read the same files. Rows without a language are in `all` alone. Splits and types are kept.
 
-    Pushing again replaces what an earlier push wrote, and keeps what people wrote into the README.
+    Pushing again replaces the set that an earlier push wrote, languages that are gone from it included, and keeps what people
+    wrote into the README.
 
     Reads: as `dataset_card`.
 
     Args:
         repo_id: `owner/name`, or a name in your own namespace; made where it is missing.
-        card: `dataset_card(edits, license=..., booster=...)`; by default one that knows the rows alone.
+        card: `dataset_card(edits, license=..., booster=...)`; by default one that knows the rows alone. Text of your own
+            outside its two lines goes into a new README; one that is there keeps its own.
         language: The language of rows that do not say one.
         max_shard_size: Of one Parquet file, in bytes of memory.
         revision: A branch, made where it is missing.
         private: Of a new repository.
         create_pr: Propose it all as one pull request instead.
         token: In place of the one that is logged in.
-        dry_run: Send and ask nothing; `print` what comes back.
+        dry_run: Send nothing, and only read what is there; `print` what comes back.
 
     Raises:
         ColumnError: The rows are no edits, or hold a language that is none, or files of this machine.
         TypeError: A stream, or no dataset.
         MissingExtraError: matplotlib is not installed.
-        MidbError: Nobody is logged in, the name is taken, or its README cannot be read.
-        ValueError: The repository's name cannot be, or it is public and was to be private.
+        MidbError: Nobody is logged in or may write there, the name is taken, its README cannot be read, or the Hub refuses the
+            card's metadata.
+        ValueError: The card tells of other rows, the repository's name cannot be, or it is public and was to be private.
     """
     require_extra("matplotlib", "hub")
     splits = named_splits(edits)
-    _check_sendable(splits, language)
+    codes = _check_sendable(splits, language)
+    if card is not None:
+        check_told(card, sum(map(len, splits.values())), codes)
     shipment = Shipment(Target(repo_id, "dataset", revision, private, create_pr, token, dry_run))
     facts = read_edits(splits, language)
     card = card_of_facts(facts, license=license_of(splits)) if card is None else card
@@ -120,13 +126,15 @@ def push_eval_set(
         private: Of a new repository.
         create_pr: Propose it all as one pull request instead.
         token: In place of the one that is logged in.
-        dry_run: Send and ask nothing; `print` what comes back.
+        dry_run: Send nothing, and only read what is there; `print` what comes back.
 
     Raises:
         ColumnError, TypeError, MidbError, ValueError: As `push_dataset`.
     """
     splits = named_splits(questions, "test")
-    _check_sendable(splits, None)
+    codes = _check_sendable(splits, None)
+    if card is not None:
+        check_told(card, sum(map(len, splits.values())), codes)
     card = eval_set_card(questions) if card is None else card
     shipment = Shipment(Target(repo_id, "eval_set", revision, private, create_pr, token, dry_run))
     shipment.begin(card)
@@ -159,7 +167,7 @@ def push_adapter(
         private: Of a new repository.
         create_pr: Propose it all as one pull request instead.
         token: In place of the one that is logged in.
-        dry_run: Send and ask nothing; `print` what comes back.
+        dry_run: Send nothing, and only read what is there; `print` what comes back.
 
     Raises:
         FileNotFoundError: The folder holds no adapter or no weights.
@@ -185,7 +193,7 @@ def push_adapter(
         shipment.add(path.name, _with_base(path, base) if path.name == ADAPTER_CONFIG else path)
     return shipment.finish(
         card,
-        f"midb: a booster on {base}",
+        f"midb: {'a booster' if (Path(folder) / ADAPTER_FILE).is_file() else 'an adapter'} on {base}",
         is_stale=lambda path, owned: owned.kind == "adapter" and _is_adapter_file(path),
     )
 
@@ -207,7 +215,7 @@ def push_metric(
         private: Of a new Space.
         create_pr: Propose it all as one pull request instead.
         token: In place of the one that is logged in.
-        dry_run: Send and ask nothing; `print` what comes back.
+        dry_run: Send nothing, and only read what is there; `print` what comes back.
 
     Raises:
         ValueError: midb has no metric of that name, or the Space is public and was to be private.
@@ -338,8 +346,8 @@ def _shards(part: "Dataset", size: int) -> int:
     return max(1, math.ceil(part.data.nbytes * len(part) / max(1, part.data.num_rows) / size))
 
 
-def _check_sendable(splits: Mapping[str, "Dataset"], language: str | None) -> None:
-    """Refuse what would arrive as something else."""
+def _check_sendable(splits: Mapping[str, "Dataset"], language: str | None) -> list[str]:
+    """Refuse what would arrive as something else; the languages of the rest."""
     from datasets.features.features import require_decoding
 
     for name, feature in next(iter(splits.values())).features.items():
@@ -347,8 +355,10 @@ def _check_sendable(splits: Mapping[str, "Dataset"], language: str | None) -> No
             raise ColumnError(
                 f"column {name!r} holds {feature}, whose files are on this machine; remove or cast it first"
             )
-    if ALL in read_languages(splits, language)[0]:
+    codes, _ = read_languages(splits, language)
+    if ALL in codes:
         raise ColumnError(f"a language is called {ALL!r}, which is what all of them together are called; rename it")
+    return codes
 
 
 def _is_stale(path: str, owned: Owned) -> bool:

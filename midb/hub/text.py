@@ -95,6 +95,11 @@ def figure(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def plural(number: int, noun: str) -> str:
+    """So many of them."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def counts(counted: Mapping[str, int]) -> str:
     """What was counted, the most frequent first."""
     return ", ".join(
@@ -160,5 +165,6 @@ def _environment() -> "Environment":
     )
     environment.filters |= {
         "block": block, "code": code, "percent": percent, "span": span, "one": one, "figure": figure, "counts": counts, "some": some,
+        "plural": plural,
     }  # fmt: skip
     return environment
