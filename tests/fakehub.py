@@ -22,6 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TYPES = {"models": "model", "datasets": "dataset", "spaces": "space"}
+LICENSES = {"apache-2.0", "mit", "cc-by-nc-4.0", "other"}  # of the real one's many
 LFS_EXT = (".parquet", ".safetensors", ".bin", ".arrow", ".pt", ".gguf", ".zip", ".gz")
 
 
@@ -276,7 +277,10 @@ class H(BaseHTTPRequestHandler):
                 },
             )
         if path == "/api/validate-yaml":
-            return self.send(200, {"errors": [], "warnings": []})
+            said = front_matter(sent()["content"]).get("license", "mit")
+            if {*(said if isinstance(said, list) else [said])} <= LICENSES:
+                return self.send(200, {"errors": [], "warnings": []})
+            return self.send(400, {"errors": [{"message": f'"license" must be one of {sorted(LICENSES)}'}]})
         if path == "/api/repos/create" and m == "POST":
             if not self.authed():
                 return self.err(401, None, "Unauthorized")
@@ -435,6 +439,9 @@ class H(BaseHTTPRequestHandler):
                 return self.err(409, None, "Tag already exists")
             r["tags"][tag] = hub.rev(r, rest)
             return self.send(201, {})
+        is_foreign = r["id"].split("/")[0] not in {hub.user, *hub.orgs}
+        if is_foreign and verb in ("preupload", "commit", "branch") and "create_pr" not in q:
+            return self.err(403, None, "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request")
         if verb == "preupload":
             files = json.loads(raw)["files"]
             cid = hub.rev(r, rest)

@@ -16,7 +16,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from hub_process import at_hub
 from huggingface_hub import DatasetCard, HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
-from test_cards import boosted, edits
+from test_cards import START, boosted, edits
 from test_transformers import make_adapter, make_model
 
 from midb import Booster
@@ -52,6 +52,10 @@ def commits(repo_id, kind="dataset"):
 
 def asked(command, pattern):
     return [path for verb, path, _ in hub_process.hub.log if verb == command and re.search(pattern, path)]
+
+
+def written():
+    return [path for verb, path, _ in hub_process.hub.log if verb not in ("GET", "HEAD") and "validate" not in path]
 
 
 def loaded(repo_id, config=None, **how):
@@ -148,9 +152,13 @@ def test_several_files_for_one_language_keep_the_rows_in_order():
 def test_pushing_the_same_again_changes_nothing():
     push_dataset(boosted(), "tester/twice")
     before, _ = commits("tester/twice"), hub_process.hub.log.clear()
-    push_dataset(boosted(), "tester/twice")
+    again = push_dataset(boosted(), "tester/twice")
+    proposed = push_dataset(boosted(), "tester/twice", create_pr=True)
     assert commits("tester/twice") == before
     assert asked("PUT", "_lfs") == []
+    assert again.commit is proposed.commit is None
+    assert str(again).endswith("\nnothing changed; nothing was sent")
+    assert str(proposed).endswith("\nnothing changed; nothing was sent, and no pull request was made")
 
 
 @at_hub
@@ -275,7 +283,7 @@ def test_what_somebody_else_put_there_is_not_overwritten():
     before = stored("tester/theirs")
     with pytest.raises(
         MidbError,
-        match=r"tester/theirs is taken: it holds data/train.*, which midb did not push; give another name, or",
+        match=r"tester/theirs is taken: it holds data/train.*, and its README.md has no lines that say that midb may",
     ):
         push_dataset(boosted(), "tester/theirs")
     assert stored("tester/theirs") == before
@@ -305,9 +313,11 @@ def test_nobody_logged_in_a_foreign_namespace_and_a_bad_name_are_told_before_any
         push_dataset(boosted(), "tester/with-token", token="hf_given")
     finally:
         os.environ["HF_TOKEN"] = token
-    with pytest.raises(HfHubHTTPError, match="rights to create a dataset under the namespace 'google'") as told:
+    with pytest.raises(MidbError, match=r"not write to google/no \(.*rights to create a dataset.*\); give") as told:
         push_dataset(boosted(), "google/no")
     assert "hf_secret" not in str(told.value)
+    assert "create_pr" not in str(told.value)  # there is nothing to propose it to
+    assert isinstance(told.value.__cause__, HfHubHTTPError)
     with pytest.raises(ValueError, match="Repo id"):
         push_dataset(boosted(), "a/b/c")
     assert not [name for _, name in hub_process.hub.repos if name.endswith("/no")]
@@ -331,7 +341,7 @@ def test_a_push_that_dies_leaves_nothing_to_see_and_goes_on_from_there():
     before = stored("tester/half")
     rows = typed(40, ["fr", "ar", "ja", "it"])
     hub_process.hub.fail = lambda command, path: 403 if "/commit/" in path else None
-    with pytest.raises(HfHubHTTPError):
+    with pytest.raises(MidbError, match="told to fail"):
         push_dataset(rows, "tester/half")
     assert stored("tester/half") == before
     sent = len(asked("PUT", "_lfs"))
@@ -391,20 +401,130 @@ def test_what_a_person_writes_during_a_push_is_not_lost():
 
 
 @at_hub
-def test_a_dry_run_says_all_and_asks_nothing():
+def test_a_dry_run_says_all_and_writes_nothing():
     token = os.environ.pop("HF_TOKEN")
     try:
         would = push_dataset(boosted(), "tester/dry", dry_run=True)
     finally:
         os.environ["HF_TOKEN"] = token
-    assert hub_process.hub.log == []
+    assert written() == []
     did = push_dataset(boosted(), "tester/dry")
     assert (would.files, str(would.card)) == (did.files, str(did.card))
     assert str(did.card) == readme("tester/dry")
     assert {path: len(content) for path, content in stored("tester/dry").items() if path != "README.md"} == did.files
     assert "fr/train-00000-of-00001.parquet" in str(would)
-    assert str(would).endswith("nothing was sent")
+    assert str(would).endswith("\nnothing was sent; tester/dry is not there yet, or not for who asked")
     assert "# Boosted instructions in Arabic and French" in str(would)
+
+
+@at_hub
+def test_a_dry_run_lists_what_would_be_replaced_and_removed():
+    push_dataset(boosted(30, ("fr", "ar")), "tester/fewer")
+    token = os.environ.pop("HF_TOKEN")
+    try:
+        anyone = push_dataset(boosted(20, ("fr",)), "tester/fewer", dry_run=True)
+        private = push_dataset(boosted(20, ("fr",)), "alone", dry_run=True)
+    finally:
+        os.environ["HF_TOKEN"] = token
+    hub_process.hub.log.clear()
+    would = push_dataset(boosted(20, ("fr",)), "tester/fewer", dry_run=True)
+    assert written() == []
+    assert would.removed == anyone.removed == ("ar/train-00000-of-00001.parquet",)
+    assert set(would.replaced) == {"README.md", "distances.png", "fr/train-00000-of-00001.parquet"}
+    assert "removed  ar/train-00000-of-00001.parquet" in str(would)
+    assert "fr/train-00000-of-00001.parquet  (is there)" in str(would)
+    assert str(would).endswith("\nnothing was sent")
+    assert "nobody is logged in" in str(private).splitlines()[-1]
+    with pytest.raises(MidbError, match="holds edits, and this is an evaluation set"):
+        push_eval_set(QUESTIONS, "tester/fewer", dry_run=True)
+    did = push_dataset(boosted(20, ("fr",)), "tester/fewer")
+    assert (did.removed, str(did.card)) == (would.removed, str(would.card))
+    hub_process.hub.fail = lambda command, path: 502 if path.startswith("/api/datasets/") else None
+    unknown = push_dataset(boosted(), "tester/fewer", dry_run=True)
+    assert "nothing was sent; what is there is not known: the Hub does not tell (" in str(unknown).splitlines()[-1]
+
+
+@at_hub
+def test_a_dry_run_without_a_hub_says_so_in_a_line_and_the_rest(tmp_path):
+    boosted().to_parquet(tmp_path / "edits.parquet")
+    push = ("-m", "midb.cli", "push", "dataset", tmp_path / "edits.parquet", "tester/no", "--dry-run")
+    for nowhere in ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):
+        shown = run(*push, env={**os.environ, **nowhere}, timeout=120)
+        assert shown.returncode == 0, shown.stderr
+        assert "fr/train-00000-of-00001.parquet" in shown.stdout
+        assert shown.stdout.splitlines()[-1].startswith("nothing was sent; the Hub cannot be reached (")
+
+
+@at_hub
+def test_a_card_of_other_rows_is_refused_and_one_of_another_place_is_placed(tmp_path):
+    own = tmp_path / "own.md"
+    own.write_text('{{ facts.rows }} rows: load_dataset("{{ repo_id }}")')
+    for template in (None, own):
+        other = dataset_card(boosted().select(range(3)), repo_id="other/name", template=template)
+        with pytest.raises(
+            ValueError, match="tells of 3 rows in ar, fr, and 30 rows in ar, fr are pushed; make the card"
+        ):
+            push_dataset(boosted(), "tester/other", card=other)
+        right = dataset_card(boosted(), repo_id="other/name", template=template)
+        push_dataset(boosted(), "tester/placed", card=right)
+        assert 'load_dataset("tester/placed"' in readme("tester/placed")
+        assert "other/name" not in readme("tester/placed")
+    unsaid = boosted().remove_columns("language")
+    with pytest.raises(ValueError, match="30 rows in no stated language, and 30 rows in fr are pushed"):
+        push_dataset(unsaid, "tester/other", card=dataset_card(unsaid), language="fr")
+    with pytest.raises(ValueError, match="tells of 1 rows in fr, and 2 rows in fr, ja are pushed"):
+        push_eval_set(QUESTIONS, "tester/other", card=eval_set_card(QUESTIONS.select([0])))
+    assert ("dataset", "tester/other") not in hub_process.hub.repos
+
+
+@at_hub
+def test_a_licence_that_the_hub_does_not_know_is_told_before_anything_is_sent():
+    card = dataset_card(boosted(), license="bogus-license")
+    for dry_run in (True, False):
+        with pytest.raises(MidbError, match=r'the Hub refuses the metadata of the card: .*"license.*; mend') as told:
+            push_dataset(boosted(), "tester/bogus", card=card, dry_run=dry_run)
+        assert "\n" not in str(told.value)
+    assert written() == []
+    hub_process.hub.fail = lambda command, path: 400 if "/commit/" in path else None
+    with pytest.raises(MidbError, match="the Hub refuses the push: told to fail; mend what it names"):
+        push_dataset(boosted(), "tester/bad")
+
+
+@at_hub
+def test_what_one_may_not_write_to_can_be_proposed():
+    hub_process.hub.create("dataset", "acme/data")
+    with pytest.raises(
+        MidbError,
+        match=r"not write to acme/data \(.*\); give another name, propose it with create_pr=True \(--create-pr\)",
+    ) as told:
+        push_dataset(boosted(), "acme/data")
+    assert "\n" not in str(told.value)
+    assert isinstance(told.value.__cause__, HfHubHTTPError)
+    pushed = push_dataset(boosted(), "acme/data", create_pr=True)
+    assert str(pushed).endswith("/datasets/acme/data/discussions/1")
+
+
+@at_hub
+def test_who_deleted_our_lines_is_told_what_is_so_and_what_to_do_works():
+    rows = typed(50, ["fr", "ar"])
+    push_dataset(rows, "tester/lines", max_shard_size=1500)
+    page = readme("tester/lines")
+    first = next(line for line in page.splitlines() if line.startswith(START))
+
+    def write(text):
+        HfApi().upload_file(
+            path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id="tester/lines", repo_type="dataset"
+        )
+
+    write(page.replace(first + "\n", "").replace(END + "\n", ""))
+    with pytest.raises(MidbError, match=r"its README.md has no lines that say") as told:
+        push_dataset(rows, "tester/lines")
+    assert all(each in str(told.value) for each in (BEGIN, END))
+    write(page.replace(first, BEGIN))
+    push_dataset(rows, "tester/lines")
+    assert loaded("tester/lines", "fr", split="train")[:] == rows.filter(lambda row: row["language"] == "fr")[:]
+    assert len(loaded("tester/lines", split="train")) == 50
+    assert readme("tester/lines").count("## Languages") == 1
 
 
 @at_hub
@@ -423,10 +543,13 @@ def test_a_card_of_ones_own_is_sent_and_not_changed():
 @at_hub
 def test_a_card_that_was_loaded_from_the_hub_brings_back_no_language_that_is_gone():
     push_dataset(boosted(30, ("fr", "ar")), "tester/reloaded")
-    push_dataset(boosted(30, ("ja", "fr")), "tester/reloaded", card=DatasetCard.load("tester/reloaded"))
-    configs = DatasetCard.load("tester/reloaded").data
-    assert {each["config_name"] for each in configs["configs"]} == {"all", "ja", "fr"}
-    assert {each["config_name"] for each in configs["dataset_info"]} == {"all", "ja", "fr"}
+    with pytest.raises(ValueError, match="tells of 30 rows in ar, fr, and 30 rows in fr, ja are pushed; make the card"):
+        push_dataset(boosted(30, ("ja", "fr")), "tester/reloaded", card=DatasetCard.load("tester/reloaded"))
+    push_dataset(boosted(30, ("fr", "ar")), "tester/elsewhere", card=DatasetCard.load("tester/reloaded"))
+    assert "tester/reloaded" not in readme("tester/elsewhere")
+    configs = DatasetCard.load("tester/elsewhere").data
+    assert {each["config_name"] for each in configs["configs"]} == {"all", "ar", "fr"}
+    assert {each["config_name"] for each in configs["dataset_info"]} == {"all", "ar", "fr"}
 
 
 @at_hub
@@ -632,8 +755,8 @@ def test_the_command_shows_first_and_then_sends(base, adapter, tmp_path):
     )
     shown = run(*push, "--dry-run")
     assert "license: mit" in shown.stdout
-    assert shown.stdout.rstrip().endswith("nothing was sent")
-    assert hub_process.hub.log == []
+    assert shown.stdout.splitlines()[-1].startswith("nothing was sent")
+    assert written() == []
     sent = run(*push)
     assert sent.returncode == 0, sent.stderr
     assert "/datasets/tester/command/commit/" in sent.stdout

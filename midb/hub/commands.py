@@ -26,7 +26,9 @@ Template = Annotated[Path | None, typer.Option(help="Your own Jinja file for the
 Revision = Annotated[str | None, typer.Option(help="A branch, made where it is missing.")]
 Private = Annotated[bool, typer.Option("--private", help="Make the repository private, if it is new.")]
 CreatePr = Annotated[bool, typer.Option("--create-pr", help="Propose it all as one pull request.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the card and the list of files, and send nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the card, the files, and what they would replace; send nothing.")
+]
 Verdicts = Annotated[str | None, typer.Option(help="What `midb judge` wrote of it: its figures go into the card.")]
 Names = Annotated[str, typer.Option(help="What the two sides of the verdicts are called.")]
 

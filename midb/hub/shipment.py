@@ -5,7 +5,8 @@ Hub keeps by its content, and the same push again does not send it again. Knows 
 """
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,7 @@ README = "README.md"
 # What may lie in a repository that is still nobody's: a person's own text and pictures.
 _HARMLESS = (".gitattributes", ".gitignore", README, "LICENSE*", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp")
 _WHAT = {"dataset": "edits", "eval_set": "an evaluation set", "adapter": "an adapter", "metric": "a metric"}
+_UNREACHED = "the Hub cannot be reached"
 Kind = Literal["dataset", "eval_set", "adapter", "metric"]
 
 
@@ -30,10 +32,12 @@ class Pushed:
 
     Attributes:
         repo_id: Where.
-        card: As it is in the repository now; with `dry_run` without what people wrote there.
+        card: As it is in the repository now, or with `dry_run` would be.
         files: Path → bytes, the card apart.
         removed: Files of an earlier push that this one has no more.
-        commit: With `commit_url`, `oid` and, for a pull request, `pr_url`; None with `dry_run`.
+        commit: With `commit_url`, `oid` and, for a pull request, `pr_url`; None where nothing was sent.
+        replaced: Files that were there under the same name.
+        told: What came of it.
     """
 
     repo_id: str
@@ -41,12 +45,16 @@ class Pushed:
     files: dict[str, int]
     removed: tuple[str, ...] = ()
     commit: "CommitInfo | None" = None
+    replaced: tuple[str, ...] = ()
+    told: str = "nothing was sent"
 
     def __str__(self) -> str:
-        lines = [f"{size:>14,}  {path}" for path, size in {README: len(str(self.card).encode()), **self.files}.items()]
+        sizes = {README: len(str(self.card).encode()), **self.files}
+        lines = [f"{size:>14,}  {path}{'  (is there)' * (path in self.replaced)}" for path, size in sizes.items()]
         lines += [f"{'removed':>14}  {path}" for path in self.removed]
-        told = f"sent: {self.commit.pr_url or self.commit.commit_url}" if self.commit else "nothing was sent"
-        return "\n".join([str(self.card).rstrip(), "", f"{'bytes':>14}  files of {self.repo_id}", *lines, "", told])
+        return "\n".join(
+            [str(self.card).rstrip(), "", f"{'bytes':>14}  files of {self.repo_id}", *lines, "", self.told]
+        )
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Target:
         private: Of a new repository; one that is there must agree where it would be seen by others.
         create_pr: Propose the whole push as one pull request.
         token: In place of the one that is logged in.
-        dry_run: Ask and send nothing.
+        dry_run: Send nothing, and ask only what is there.
     """
 
     repo_id: str
@@ -99,20 +107,26 @@ class Shipment:
         self._there: list[str] = []
         self._readme: str | None = None
         self._owned = Owned(False)
-        if not target.dry_run:
-            self.api = _api(target.token)
+        self._unseen = ""  # why a dry run does not know what is there
+        self.api = _api(target.token, target.dry_run)
+        if target.dry_run:
+            self._look_if_possible()
+        else:
             self._look()
 
     def begin(self, card: "RepoCard") -> None:
         """Make the repository and the branch, where they are missing; whether the card fits in is told before."""
         target = self.target
-        merge(self._readme, card, target.kind)
+        self._validate(merge(self._readme, card, target.kind))
         if target.dry_run:
             return
         space: dict[str, Any] = {"space_sdk": "gradio"} if target.repo_type == "space" else {}
-        self.api.create_repo(self.repo_id, repo_type=target.repo_type, private=target.private, exist_ok=True, **space)
-        if target.revision and not target.create_pr and not target.revision.startswith("refs/"):
-            self.api.create_branch(self.repo_id, branch=target.revision, repo_type=target.repo_type, exist_ok=True)
+        with self._refusals():
+            self.api.create_repo(
+                self.repo_id, repo_type=target.repo_type, private=target.private, exist_ok=True, **space
+            )
+            if target.revision and not target.create_pr and not target.revision.startswith("refs/"):
+                self.api.create_branch(self.repo_id, branch=target.revision, repo_type=target.repo_type, exist_ok=True)
         if self._head is None:
             self._look()  # at what the Hub has put there itself
 
@@ -134,13 +148,14 @@ class Shipment:
             file.unlink()
 
     def _send(self, operation: "CommitOperationAdd") -> None:
-        self.api.preupload_lfs_files(
-            self.repo_id,
-            [operation],
-            repo_type=self.target.repo_type,
-            revision=self.target.revision,
-            create_pr=self.target.create_pr,
-        )
+        with self._refusals():
+            self.api.preupload_lfs_files(
+                self.repo_id,
+                [operation],
+                repo_type=self.target.repo_type,
+                revision=self.target.revision,
+                create_pr=self.target.create_pr,
+            )
         self._operations.append(operation)
 
     def finish(
@@ -163,20 +178,87 @@ class Shipment:
 
         target = self.target
         merged = merge(self._readme, with_repo_id(card, self.repo_id), target.kind, configs)
+        owned = self._owned.by_consent(configs)
+        stale = [path for path in self._there if path not in self.files and is_stale and is_stale(path, owned)]
+        removed, replaced = tuple(stale), tuple(path for path in self._there if path in (README, *self.files))
         if target.dry_run:
-            return Pushed(self.repo_id, merged, self.files)
-        removed = [path for path in self._there if path not in self.files and is_stale and is_stale(path, self._owned)]
+            told = f"nothing was sent{self._unseen and f'; {self._unseen}'}"
+            return Pushed(self.repo_id, merged, self.files, removed, None, replaced, told)
         readme = CommitOperationAdd(README, str(merged).encode())
-        commit = self.api.create_commit(
-            self.repo_id,
-            [readme, *self._operations, *map(CommitOperationDelete, removed)],
-            commit_message=message,
-            repo_type=target.repo_type,
-            revision=target.revision,
-            create_pr=target.create_pr,
-            parent_commit=self._head,  # what a person writes meanwhile is not lost: the Hub refuses, and the push is repeated
-        )
-        return Pushed(self.repo_id, merged, self.files, tuple(removed), commit)
+        with self._refusals():
+            commit = self.api.create_commit(
+                self.repo_id,
+                [readme, *self._operations, *map(CommitOperationDelete, removed)],
+                commit_message=message,
+                repo_type=target.repo_type,
+                revision=target.revision,
+                create_pr=target.create_pr,
+                # What a person writes meanwhile is not lost: the Hub refuses, and the push is repeated.
+                parent_commit=self._head,
+            )
+        if commit.oid == self._head:
+            told = "nothing changed; nothing was sent" + ", and no pull request was made" * target.create_pr
+            return Pushed(self.repo_id, merged, self.files, removed, None, replaced, told)
+        told = f"sent: {commit.pr_url or commit.commit_url}"
+        return Pushed(self.repo_id, merged, self.files, removed, commit, replaced, told)
+
+    def _validate(self, card: "RepoCard") -> None:
+        """Let the Hub read the metadata before anything is sent: it alone knows its lists, such as that of licences."""
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+        from huggingface_hub.utils import httpx
+
+        if self.target.dry_run and self._unseen.startswith(_UNREACHED):
+            return
+        try:
+            card.validate(repo_type=self.target.repo_type)
+        except ValueError as error:
+            said = " ".join(str(error).split())
+            raise MidbError(f"the Hub refuses the metadata of the card: {said:.400}; mend what it names") from error
+        except (httpx.TransportError, HfHubHTTPError, OfflineModeIsEnabled):
+            if not self.target.dry_run:
+                raise
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Tell in a line what to do where the Hub lets nobody write, or not this."""
+        from huggingface_hub.errors import BadRequestError, HfHubHTTPError
+
+        try:
+            yield
+        except BadRequestError as error:
+            said = " ".join((error.server_message or str(error)).split())
+            raise MidbError(f"the Hub refuses the push: {said:.400}; mend what it names") from error
+        except HfHubHTTPError as error:
+            if error.response.status_code != 403:
+                raise
+            # A pull request needs a repository to be made to.
+            propose = ", propose it with create_pr=True (--create-pr)" * (
+                self._head is not None and not self.target.create_pr
+            )
+            said = " ".join((error.server_message or "").split())
+            raise MidbError(
+                f"your token may not write to {self.repo_id} ({said:.200}); give another name{propose}, or a token that may"
+            ) from error
+
+    def _look_if_possible(self) -> None:
+        """As a push does, but where the Hub does not answer, or not to this token, that is told and no error."""
+        from huggingface_hub import get_token
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+        from huggingface_hub.utils import httpx
+
+        if "/" not in self.repo_id and not (self.target.token or get_token()):
+            self._unseen = "what is there is not known: nobody is logged in, so that the name is nobody's"
+            return
+        try:
+            self._look()
+        except (httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+            self._unseen = f"{_UNREACHED} ({' '.join(str(error).split()):.120}), so that what is there is not known"
+        except HfHubHTTPError as error:
+            said = " ".join((error.server_message or str(error)).split())
+            self._unseen = f"what is there is not known: the Hub does not tell ({said:.120})"
+        else:
+            if self._head is None:
+                self._unseen = f"{self.repo_id} is not there yet, or not for who asked"
 
     def _look(self) -> None:
         """What is there: its newest commit, its files, and its README."""
@@ -192,7 +274,8 @@ class Shipment:
                 self._check_branch()
                 info = self.api.repo_info(self.repo_id, repo_type=target.repo_type)
         except RepositoryNotFoundError:
-            self._check_branch()
+            if not target.dry_run:  # it may be there for who pushes
+                self._check_branch()
             return
         if target.private and not info.private:
             raise ValueError(
@@ -232,15 +315,17 @@ class Shipment:
         others = [path for path in self._there if not any(fnmatch.fnmatch(path, each) for each in _HARMLESS)]
         if others and not owned.is_ours:
             raise MidbError(
-                f"{self.repo_id} is taken: it holds {', '.join(others[:3])}{' and more' * (len(others) > 3)}, which midb did not "
-                f"push; give another name, or, to let midb write there, put the lines {BEGIN} and {END} into its {README}"
+                f"{self.repo_id} is taken: it holds {', '.join(others[:3])}{' and more' * (len(others) > 3)}, and its {README} has "
+                f"no lines that say that midb may write there; give another name, or put the line {BEGIN} and below it {END} into "
+                f"its {README}, around what midb wrote where it wrote some: the next push replaces what is between them, and "
+                "configurations of the same names with their files"
             )
 
 
-def _api(token: str | None) -> "HfApi":
+def _api(token: str | None, dry_run: bool) -> "HfApi":
     from huggingface_hub import HfApi, get_token
 
-    if not (token or get_token()):
+    if not dry_run and not (token or get_token()):
         raise MidbError(
             "nobody is logged in to the Hub; run `hf auth login`, set HF_TOKEN, or give token= (one that may write)"
         )
