@@ -141,7 +141,7 @@ class ChatFormat:
         probe = self.render([Message(role="user", content="user text")])
         source = ""
         if self.rendering == "template":
-            source = self._template
+            source = self.template
         elif self.rendering == "plain":  # the probe ends before the token that an answer ends with
             source = self.tokenizer.eos_token
         return hashlib.sha256("\0".join([self.rendering, source, probe]).encode()).hexdigest()[:16]
@@ -179,7 +179,8 @@ class ChatFormat:
         return self._controls(after)
 
     @cached_property
-    def _template(self) -> str:
+    def template(self) -> str:
+        """The model's own template, with one date for all days: a prompt must not change overnight."""
         source: str = self.tokenizer.get_chat_template()
         return _FIXED_DATE + source if "strftime_now" in source else source
 
@@ -190,7 +191,7 @@ class ChatFormat:
         Not the whitespace and HTML tags that Gemma adds for ordinary text, not a word added to the vocabulary, and not
         the unknown token, which is how some tokenizers write a rare character.
         """
-        source = self._template if self.rendering == "template" else ""
+        source = self.template if self.rendering == "template" else ""
         ends = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
         return {
             token.content: number
@@ -214,7 +215,7 @@ class ChatFormat:
 
     def _apply(self, messages: list[Message], answer: bool) -> str:
         text: str = self.tokenizer.apply_chat_template(
-            messages, chat_template=self._template, tokenize=False, add_generation_prompt=answer
+            messages, chat_template=self.template, tokenize=False, add_generation_prompt=answer
         )
         return text
 

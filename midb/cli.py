@@ -501,9 +501,9 @@ def serve_command(
     ] = None,
 ) -> None:
     """Print the `vllm serve` command for a booster, and what asks it; write its chat template and end tokens."""
-    from midb.generators import vllm
+    from midb.generators.serve import serve_command as command_of
 
-    served = vllm.serve_command(model, *(options or []), port=port, max_model_len=max_model_len, folder=folder)
+    served = command_of(model, *(options or []), port=port, max_model_len=max_model_len, folder=folder)
     print(shlex.join(served.command))
     _console().print(plain(f"and, when it is up: {served.client}"))
 

@@ -93,7 +93,7 @@ def test_a_heavy_library_has_one_home(path):
 
 @pytest.mark.parametrize("door", ["midb", "midb.generators", "midb.train", "midb.judging", "midb.metric", "midb.cli"])
 def test_opening_a_door_loads_nothing_heavy(door):
-    script = f"import sys, {door}; print([m for m in ('torch', 'transformers', 'openai', 'datasets', 'pandas', 'peft', 'trl', 'matplotlib', 'yaml', 'scipy', 'statsmodels', 'sklearn', 'evalica', 'evaluate') if m in sys.modules])"
+    script = f"import sys, {door}; print([m for m in ('torch', 'transformers', 'vllm', 'openai', 'datasets', 'pandas', 'peft', 'trl', 'matplotlib', 'yaml', 'scipy', 'statsmodels', 'sklearn', 'evalica', 'evaluate') if m in sys.modules])"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
 

@@ -26,7 +26,8 @@ from midb.chat import ChatFormat
 from midb.cli import app
 from midb.generators import Journal, OpenAIGenerator, Sampling, TransformersGenerator, VLLMGenerator
 from midb.generators.adapter import AdapterRecord
-from midb.generators.vllm import lora_rank, serve_command
+from midb.generators.serve import serve_command
+from midb.generators.vllm import lora_rank
 from midb.prompts import PROMPT, TAGS
 
 HAS_VLLM = find_spec("vllm") is not None

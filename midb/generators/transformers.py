@@ -206,31 +206,7 @@ class TransformersGenerator(FieldsOnly):
 
     @cached_property
     def _chat(self) -> ChatFormat:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.model, **self._source)
-        record = adapter_record(self.adapter) if self.adapter else None
-        if record is None:
-            return ChatFormat(tokenizer, self.rendering, self.parity)
-        if record.parity and not self.parity:
-            warnings.warn(
-                "the adapter was trained on unescaped text and is asked with escaped text, which differs where a text holds "
-                "control tokens or tags; pass parity=True to generator and Booster if you trust the data",
-                stacklevel=2,
-            )
-        chat = ChatFormat(tokenizer, record.rendering if self.rendering == "auto" else self.rendering, self.parity)
-        if chat.hash() != record.chat_hash:
-            found = (
-                f"the adapter was trained with the rendering {record.rendering!r} ({record.chat_hash}) and the model's "
-                f"tokenizer gives {chat.rendering!r} ({chat.hash()})"
-            )
-            if self.rendering == "auto":
-                raise ValueError(
-                    f"{found}; use the model it was trained on ({record.model}), at the same revision, or pass rendering= "
-                    "to go on regardless"
-                )
-            warnings.warn(f"{found}; its text may be much worse than in training", stacklevel=2)
-        return chat
+        return chat_format(self.model, self.adapter, self.rendering, self.parity, **self._source)
 
     @cached_property
     def _engine(self) -> tuple[Any, list[int]]:
@@ -259,6 +235,51 @@ class TransformersGenerator(FieldsOnly):
         """How many tokens the model can attend to; None where its configuration sets no limit."""
         config = self._engine[0].config.get_text_config().to_dict()
         return config.get("max_position_embeddings") or config.get("n_positions")
+
+
+def chat_format(
+    model: str, adapter: str | None, rendering: Rendering = "auto", parity: bool = False, **source: Any
+) -> ChatFormat:
+    """How a model is asked: as its adapter was trained, where that says so, else by its tokenizer.
+
+    Args:
+        model: A local folder or a Hub id.
+        adapter: Likewise.
+        rendering: As in `TransformersGenerator`.
+        parity: Likewise.
+        source: For the tokenizer's `from_pretrained`.
+
+    Raises:
+        ValueError: The tokenizer cannot render chats, or not as in the adapter's training.
+
+    Warns:
+        UserWarning: The adapter is asked otherwise than it was trained, as the caller wished.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, **source)
+    record = adapter_record(adapter) if adapter else None
+    if record is None:
+        return ChatFormat(tokenizer, rendering, parity)
+    if record.parity and not parity:
+        warnings.warn(
+            "the adapter was trained on unescaped text and is asked with escaped text, which differs where a text holds "
+            "control tokens or tags; pass parity=True to generator and Booster if you trust the data",
+            stacklevel=3,
+        )
+    chat = ChatFormat(tokenizer, record.rendering if rendering == "auto" else rendering, parity)
+    if chat.hash() != record.chat_hash:
+        found = (
+            f"the adapter was trained with the rendering {record.rendering!r} ({record.chat_hash}) and the model's "
+            f"tokenizer gives {chat.rendering!r} ({chat.hash()})"
+        )
+        if rendering == "auto":
+            raise ValueError(
+                f"{found}; use the model it was trained on ({record.model}), at the same revision, or pass rendering= "
+                "to go on regardless"
+            )
+        warnings.warn(f"{found}; its text may be much worse than in training", stacklevel=3)
+    return chat
 
 
 class _Draw:
