@@ -37,7 +37,9 @@ chosen = parser.parse_args()
 
 index, count = map(int, chosen.shard.split("/"))
 pairs = as_pairs(load_dataset(chosen.dataset, split="train", streaming=chosen.stream))
-booster = Booster.from_pretrained(chosen.model)  # loads no weights here: each worker builds its own engine, once
+# No weights are loaded here: each worker builds its own engine, once. Where the workers have GPUs and this machine has
+# none, name what they shall take: Booster(generator=VLLMGenerator(model, adapter=..., dtype="bfloat16")).
+booster = Booster.from_pretrained(chosen.model)
 booster.preview(pairs, 0)  # what cannot be boosted is told before a worker starts
 edits = map_on_cluster(
     pairs,

@@ -156,7 +156,7 @@ def on_actors(step: Step, identity: str, works: Iterator[W], workers: Workers) -
             else:
                 error = MidbError(
                     f"a worker has the identity {result} and this process {identity}: its machine holds another midb, model or "
-                    "adapter; install the same on all"
+                    "adapter, or has a GPU where this one has none; install the same on all, and name the precision: dtype= of the generator, or --dtype"
                 )
         if error is not None:  # what was in flight beside it has been kept
             raise error

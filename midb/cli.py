@@ -34,6 +34,7 @@ from midb.generators import (
     TransformersGenerator,
     VLLMGenerator,
 )
+from midb.generators.transformers import Dtype
 from midb.generators.vllm import is_preferred
 from midb.generators.weights import resolve_adapter
 from midb.hub.commands import COMMANDS as PUSH
@@ -79,6 +80,10 @@ Engine = Annotated[
         help="What runs the model on this machine, without --base-url.",
         show_default="vllm where it is installed and sees a GPU",
     ),
+]
+Precision = Annotated[
+    Dtype | None,
+    typer.Option(help="Precision of a model on this machine.", show_default="bfloat16 on a GPU, else float32"),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts per forward pass of transformers.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="New tokens per row at most.")]
@@ -163,6 +168,7 @@ def boost(
     timeout: Timeout = 600,
     concurrency: Concurrency = 64,
     engine: Engine = None,
+    dtype: Precision = None,
     batch_size: BatchSize = 8,
     max_tokens: MaxTokens = 2048,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
@@ -216,7 +222,7 @@ def boost(
             model, base_url=base_url, api_key=key, concurrency=concurrency, timeout=timeout, sampling=sampling
         )
     else:
-        generator = _local(base, adapter, engine, batch_size, sampling)
+        generator = _local(base, adapter, engine, dtype, batch_size, sampling)
     if not no_journal and (kept := journal or (_journal_of(out) if out and not ledger else None)):
         generator = Journal(generator, kept)
     booster = replace(booster, generator=generator)
@@ -378,6 +384,7 @@ def judge(
     timeout: Timeout = 600,
     concurrency: Concurrency = 64,
     engine: Engine = None,
+    dtype: Precision = None,
     batch_size: BatchSize = 8,
     max_tokens: MaxTokens = 2048,
     journal: JournalPath = None,
@@ -417,7 +424,7 @@ def judge(
         )
     else:
         base, adapter = resolve_adapter(model)
-        generator = _local(base, adapter, engine, batch_size, Sampling())
+        generator = _local(base, adapter, engine, dtype, batch_size, Sampling())
     if not no_journal:
         generator = Journal(generator, journal or _journal_of(out))
     _console().print(plain(str(asker.estimate(side_a, side_b, on=on, mode=mode, missing=missing))))
@@ -546,11 +553,13 @@ def _check_ledger(ledger: str, source: str, out: str | None) -> None:
             raise ValueError(f"--ledger {ledger} lies in {name} {other}; give the ledger a folder of its own")
 
 
-def _local(model: str, adapter: str | None, engine: str | None, batch_size: int, sampling: Sampling) -> Generator:
+def _local(
+    model: str, adapter: str | None, engine: str | None, dtype: Dtype | None, batch_size: int, sampling: Sampling
+) -> Generator:
     """The model on this machine, in the engine that was named or else fits."""
     if engine == "vllm" or (engine is None and is_preferred()):
-        return VLLMGenerator(model, adapter=adapter, sampling=sampling)
-    return TransformersGenerator(model, adapter=adapter, batch_size=batch_size, sampling=sampling)
+        return VLLMGenerator(model, adapter=adapter, dtype=dtype, sampling=sampling)
+    return TransformersGenerator(model, adapter=adapter, dtype=dtype, batch_size=batch_size, sampling=sampling)
 
 
 def _read_key(api_key_env: str) -> str | None:

@@ -878,7 +878,7 @@ def test_what_cannot_go_well_on_a_cluster_is_said_and_not_waited_for(two_nodes, 
         map_on_cluster(rows, booster(improve), tmp_path / "a", workers=Workers(1, gpus=2))
     with pytest.raises(ColumnError, match="as_pairs"):
         map_on_cluster(texts, booster(improve), tmp_path / "a", workers=1)
-    with pytest.raises(MidbError, match="its machine holds another midb, model or adapter; install the same on all"):
+    with pytest.raises(MidbError, match=r"its machine holds another midb, .* name the precision: dtype="):
         map_on_cluster(texts, Elsewhere(), tmp_path / "a", workers=1)
     monkeypatch.setitem(sys.modules, "nowhere", ModuleType("nowhere"))
     monkeypatch.setattr(Lengths, "__module__", "nowhere")
