@@ -3,10 +3,11 @@
     make test-vllm                                                                # once: the environment
     .venv-vllm/bin/python benchmarks/vllm_throughput.py [--shared DIR] [--rows 384] [--repeats 3] [--max-num-seqs 32]
 
-One engine serves all three: `LLM.generate` on the whole list, `LLM.generate` chunk by chunk as MIDB's reference script calls
-it (1024 rows at vLLM's 256 texts at a time; here four times --max-num-seqs), and `VLLMGenerator.generate` on the whole list.
-The bare calls get token ids that were made beforehand; VLLMGenerator gets chats, and renders, encodes and counts them in
-the time that is measured. All are greedy. The prefix cache is emptied before each run.
+One engine serves all: `LLM.generate` on the whole list; the same without turning tokens into text, which bare vLLM does
+token by token and VLLMGenerator once a row; `LLM.generate` chunk by chunk as MIDB's reference script calls it (1024 rows at
+vLLM's 256 texts at a time; here four times --max-num-seqs); and `VLLMGenerator.generate` on the whole list. The bare calls
+get token ids that were made beforehand; VLLMGenerator gets chats, and renders, encodes and counts them in the time that is
+measured. All are greedy. The prefix cache is emptied before each run.
 
 The model is small and random, so that a step takes about as long for many texts as for few, as on a GPU, and what is
 around it weighs more than with a large one. It does not know when to end, so each answer ends by force at the length of a
@@ -114,9 +115,10 @@ def contestants(
 ) -> dict[str, Callable[[], int]]:
     """Who is measured; each returns how many tokens it wrote."""
     llm = generator._engine.llm
-    how = SamplingParams(temperature=0, max_tokens=LONGEST, stop_token_ids=generator._chat.stop_ids)
+    ends = generator._chat.stop_ids
 
-    def bare(size: int) -> int:
+    def bare(size: int, *, text: bool = True) -> int:
+        how = SamplingParams(temperature=0, max_tokens=LONGEST, stop_token_ids=ends, detokenize=text)
         written = 0
         for start in range(0, len(prompts), size):
             for answer in llm.generate(prompts[start : start + size], how, use_tqdm=False):
@@ -125,6 +127,7 @@ def contestants(
 
     return {
         "LLM.generate, whole list": lambda: bare(len(prompts)),
+        "LLM.generate, no text": lambda: bare(len(prompts), text=False),
         "LLM.generate, chunks": lambda: bare(chunk),
         "VLLMGenerator": lambda: sum(each.completion_tokens or 0 for each in generator.generate(chats)),
     }
