@@ -183,7 +183,13 @@ def boost(
         str | None,
         typer.Option(help="i/n: only the i-th of n shares, from 0, without --out; the call without it gathers."),
     ] = None,
-    rows_per_shard: Annotated[int, typer.Option(min=1, help="Rows of a range; needs --ledger.")] = ROWS_PER_SHARD,
+    rows_per_shard: Annotated[
+        int | None, typer.Option(min=1, help="Rows of a range of --ledger.", show_default=str(ROWS_PER_SHARD))
+    ] = None,
+    no_retry: Annotated[
+        bool,
+        typer.Option("--no-retry", help="With --ledger, take rows that failed as they are: gather, and load no model."),
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Ray workers, with a model each; without it this process works alone.")
     ] = None,
@@ -193,7 +199,11 @@ def boost(
     dry_run: DryRun = False,
 ) -> None:
     """Boost a dataset; run the same command again to ask only for what failed."""
-    share = _share(shard, ledger, out, workers, gpus)
+    if ledger is None and (shard or workers or rows_per_shard or no_retry):
+        raise typer.BadParameter(
+            "--shard, --workers, --rows-per-shard and --no-retry need --ledger, where finished row ranges lie"
+        )
+    share = _share(shard, out, workers, gpus)
     if out is None and shard is None and not dry_run:
         raise typer.BadParameter("give --out, where the result goes")
     if out is not None:
@@ -231,7 +241,8 @@ def boost(
     else:
         for each in _splits(pairs):
             booster.preview(each, 0)  # what a boost would refuse, before anything is paid for
-        how: dict[str, Any] = {"rows_per_shard": rows_per_shard, "shard": share, "retry_failed": True}
+        how: dict[str, Any] = {"shard": share, "retry_failed": not no_retry}
+        how["rows_per_shard"] = rows_per_shard or ROWS_PER_SHARD
         if dry_run:
             to_do = rows_to_do(as_pairs(pairs), booster, ledger, **how)
             done = sum(rows == 0 for rows in to_do.values())
@@ -522,10 +533,8 @@ for _name, _command in PUSH.items():
 app.add_typer(push, name="push")
 
 
-def _share(shard: str | None, ledger: str | None, out: str | None, workers: int | None, gpus: float) -> tuple[int, int]:
+def _share(shard: str | None, out: str | None, workers: int | None, gpus: float) -> tuple[int, int]:
     """The share that `--shard` means, of options that go together."""
-    if ledger is None and (shard or workers):
-        raise typer.BadParameter("--shard and --workers need --ledger, where finished row ranges lie")
     if gpus and workers is None:
         raise typer.BadParameter("--gpus is for each of --workers; say how many of those")
     if shard and out:

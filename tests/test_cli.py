@@ -393,6 +393,8 @@ def test_with_a_ledger_the_same_command_asks_only_for_what_failed_and_keeps_no_j
         said = midb(*command)
         assert said.exit_code == 3, said.output
         assert [row["boost_status"] for row in read(out)].count("failed") == 1
+        assert midb(*command, "--no-retry").exit_code == 3
+        assert sick.get("stats")["requests"] == 7  # nobody was asked again
         sick.get("heal")
         assert midb(*command).exit_code == 0
         assert sick.get("stats")["requests"] == 7 + 1
@@ -517,6 +519,8 @@ def test_ctrl_c_on_a_cluster_says_so_and_the_same_command_goes_on(tmp_path):
         (["--ledger", "l", "--shard", "half"], "with i from 0 to n - 1"),
         (["--ledger", "l"], "give --out"),
         (["--shard", "0/2"], "need --ledger"),
+        (["--out", "o.jsonl", "--rows-per-shard", "9"], "need --ledger"),
+        (["--out", "o.jsonl", "--no-retry"], "need --ledger"),
         (["--out", "o.jsonl", "--workers", "2"], "need --ledger"),
         (["--out", "o.jsonl", "--ledger", "l", "--gpus", "1"], "say how many"),
         (["--out", "o.jsonl", "--ledger", "l", "--workers", "0"], "workers"),
