@@ -149,7 +149,8 @@ def main() -> None:
         print(json.dumps(measure(options.one[0], Path(options.one[1]))))
         return
     report: dict[str, Any] = {
-        "command": " ".join(["python", "benchmarks/growth.py", *sys.argv[1:]]),
+        "command": "python benchmarks/growth.py",
+        "run_last": " ".join(sys.argv[1:]),
         "hardware": hardware(),
         "versions": {name: version(name) for name in ("datasets", "pyarrow")} | {"python": platform.python_version()},
         "results": json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else {},
