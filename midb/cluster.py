@@ -217,19 +217,28 @@ class _Run:
                 self._count(name, found[0], table.num_rows)
 
     def keep(self, work: _Work, result: Batch) -> None:
-        """Put what the step made of a range into the ledger."""
+        """Put what the step made of a range into the ledger. What others put there since stays, but for failures."""
         import pyarrow as pa
 
         table = self._joined(work, result)
-        failed = [work.rows[row] for row in _failed(result, len(work.rows))]
-        if len(work.rows) < work.table.num_rows:  # some were done before: old and new rows, each in its place
-            old = self.ledger.read(work.name)
+        failed = {work.rows[row] for row in _failed(result, len(work.rows))}
+        there = self.ledger.read(work.name)  # not as it was when this process looked for work, which may be hours ago
+        if there is not None:
+            about, old = there
+            still = set(about["failed"])
             places = list(range(old.num_rows))
             for new, row in enumerate(work.rows):
-                places[row] = old.num_rows + new
+                if row in still:
+                    places[row] = old.num_rows + new
             table = pa.concat_tables([old, table], promote_options="permissive").take(places)
+            failed = (still - set(work.rows)) | (still & failed)
+        elif len(work.rows) < work.table.num_rows:
+            raise MidbError(
+                f"rows {work.start:,} and on: their shard {work.name} went away while those that had failed were asked again; "
+                "the same call makes it anew"
+            )
         self._agree(work.start, table.schema)
-        about = self.ledger.write(work.name, table, {"failed": failed, "returned": sorted(result)})
+        about = self.ledger.write(work.name, table, {"failed": sorted(failed), "returned": sorted(result)})
         self.made += 1
         self._count(work.name, about, table.num_rows, _tokens(result))
 

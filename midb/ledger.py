@@ -108,11 +108,16 @@ class Ledger:
             return None
         return json.loads(schema.metadata[b"midb"]), schema.remove_metadata()
 
-    def read(self, name: str) -> "pa.Table":
-        """The rows of a shard."""
+    def read(self, name: str) -> tuple[dict[str, Any], "pa.Table"] | None:
+        """What a shard says of itself, and its rows; None as with `find`."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        return pq.read_table(io.BytesIO(self.files.cat_file(self._path(name)))).replace_schema_metadata()
+        try:
+            table = pq.read_table(io.BytesIO(self.files.cat_file(self._path(name))))
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return None
+        return json.loads(table.schema.metadata[b"midb"]), table.replace_schema_metadata()
 
     def write(self, name: str, table: "pa.Table", about: Mapping[str, Any]) -> dict[str, Any]:
         """Put a shard, and what it says of itself, into its place; one of the same name gives way. Return what it says.

@@ -264,6 +264,66 @@ def test_rows_that_failed_are_asked_again_on_request_and_alone(tmp_path):
     assert rows_kept(tmp_path) == list(range(20))
 
 
+class Overtaken(Model):
+    """While it is asked for the first time, another process works on the same ledger."""
+
+    def __init__(self, other, **health):
+        super().__init__(**health)
+        self.other = other
+
+    def __call__(self, messages):
+        if not self.asked:
+            self.other()
+        return super().__call__(messages)
+
+
+@pytest.mark.parametrize(
+    ("before", "other", "mine", "left"),
+    [
+        ([1, 2, 3], [3], [1, 2], []),  # what the other healed stays, and what it did not is healed
+        ([1, 2, 3], [2, 3], [1, 3], [3]),
+        ([0, 1, 2, 3, 4], [4], [0, 4], [4]),  # a whole range that had failed
+        (None, [1, 2], [2, 3], [2]),  # both began with nothing
+    ],
+)
+def test_of_two_that_ask_for_the_same_rows_neither_undoes_what_the_other_healed(tmp_path, before, other, mine, left):
+    def ask(model):
+        return map_on_cluster(dataset(5), booster(model), tmp_path, retry_failed=True)
+
+    if before:
+        ask(Model(sick=before))
+    model = Overtaken(lambda: ask(Model(sick=other)), sick=mine)
+    edits = ask(model)
+    assert model.asked == (before or [0, 1, 2, 3, 4])
+    assert [row["id"] for row in edits if row["boost_status"] == "failed"] == left
+    again = Model()
+    ask(again)
+    assert again.asked == left
+
+
+def made_anew(folder, model):
+    for path in folder.glob("*.parquet"):
+        path.unlink()
+    if model is not None:
+        map_on_cluster(dataset(5), booster(model), folder)
+
+
+def test_a_retry_forgets_no_failure_that_came_since(tmp_path):
+    map_on_cluster(dataset(5), booster(Model(sick=[1])), tmp_path)
+    model = Overtaken(lambda: made_anew(tmp_path, Model(sick=[1, 4])))
+    edits = map_on_cluster(dataset(5), booster(model), tmp_path, retry_failed=True)
+    assert model.asked == [1]
+    assert [row["id"] for row in edits if row["boost_status"] == "failed"] == [4]
+    assert [*rows_to_do(dataset(5), booster(model), tmp_path, retry_failed=True).values()] == [1]
+
+
+def test_a_shard_that_goes_away_under_a_retry_is_said_and_made_anew_by_the_next_call(tmp_path):
+    map_on_cluster(dataset(5), booster(Model(sick=[1])), tmp_path)
+    with pytest.raises(MidbError, match=r"rows 0 and on: their shard .* went away .*; the same call makes it anew"):
+        map_on_cluster(dataset(5), booster(Overtaken(lambda: made_anew(tmp_path, None))), tmp_path, retry_failed=True)
+    assert map_on_cluster(dataset(5), booster(Model()), tmp_path)["id"][:] == [0, 1, 2, 3, 4]
+
+
 def test_each_job_of_an_array_does_its_share_and_the_last_call_gathers_them(tmp_path):
     model = Model()
     for job in range(3):
