@@ -1,7 +1,12 @@
 """A folder in which finished row ranges lie as Parquet shards: local, shared, or an object store.
 
-Knows files and names, not what made the rows. Any number of processes may use one folder: a shard is there whole or not
-at all, says itself what it holds, and what belongs to another configuration or to other rows has another name.
+Knows files and names, not what made the rows. Any number of processes may use one folder: a shard says itself what it
+holds, what belongs to another configuration or to other rows has another name, and half a shard never counts as one, as
+Parquet ends with what is in it.
+
+On a disk, sftp and the object stores a shard is there whole or not at all, and gives way to a new one in one step. Other
+file systems do what fsspec's `mv` does there, often a copy: a shard may be seen half, or be gone for a moment, which costs
+its rows once more; where a file cannot be renamed onto another (such as webhdfs, smb), rows that failed stay failed.
 """
 
 import io
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMAT = 1
-# Where one PUT puts an object whole or not at all. Anywhere else a shard is written beside its place and renamed.
+# Where one PUT puts an object whole or not at all. Anywhere else a shard is written beside its place and moved there.
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "hf", "memory"}
 
 
@@ -66,6 +71,7 @@ class Ledger:
                     f"the ledger {place} cannot be used: {error}; give a folder, or a URL whose fsspec library is installed, "
                     "such as s3fs for s3://"
                 ) from error
+            files.invalidate_cache()  # fsspec may remember, for the whole process, a listing without what others have added
             ledger = cls(files, folder.rstrip("/"), identity, rows_per_shard)
             try:
                 begun = json.loads(files.cat_file(ledger._path(f"{identity}.json")))
@@ -97,26 +103,36 @@ class Ledger:
         return f"{start:012}-{start + rows:012}.{self.identity}.{digest}.parquet"
 
     def find(self, name: str) -> tuple[dict[str, Any], "pa.Schema"] | None:
-        """What a shard says of itself, and its columns; None where it is not there, or was cut off by another hand."""
+        """What a shard says of itself, and its columns; None where it is not there, or was cut off by another hand.
+
+        Raises:
+            MidbError: It is refused.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        try:
-            with self.files.open(self._path(name), "rb") as file:
-                schema = pq.read_schema(file)
-        except (FileNotFoundError, pa.ArrowInvalid):
-            return None
+        with _explained(self.folder):
+            try:
+                with self.files.open(self._path(name), "rb") as file:
+                    schema = pq.read_schema(file)
+            except (FileNotFoundError, pa.ArrowInvalid):
+                return None
         return json.loads(schema.metadata[b"midb"]), schema.remove_metadata()
 
     def read(self, name: str) -> tuple[dict[str, Any], "pa.Table"] | None:
-        """What a shard says of itself, and its rows; None as with `find`."""
+        """What a shard says of itself, and its rows; None as with `find`.
+
+        Raises:
+            MidbError: It is refused.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        try:
-            table = pq.read_table(io.BytesIO(self.files.cat_file(self._path(name))))
-        except (FileNotFoundError, pa.ArrowInvalid):
-            return None
+        with _explained(self.folder):
+            try:
+                table = pq.read_table(io.BytesIO(self.files.cat_file(self._path(name))))
+            except (FileNotFoundError, pa.ArrowInvalid):
+                return None
         return json.loads(table.schema.metadata[b"midb"]), table.replace_schema_metadata()
 
     def write(self, name: str, table: "pa.Table", about: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +157,7 @@ class Ledger:
         return str(self.files.unstrip_protocol(glob.escape(self._path(name))))
 
     def _put(self, name: str, content: bytes) -> None:
-        """In one atomic step: nobody ever sees half a file, whatever dies, and of two writers one wins whole."""
+        """In one atomic step where there is one: nobody ever sees half a file, and of two writers one wins whole."""
         protocols = {self.files.protocol} if isinstance(self.files.protocol, str) else set(self.files.protocol)
         if protocols & OBJECT_STORES:
             self.files.pipe_file(self._path(name), content)
@@ -169,6 +185,6 @@ def _explained(place: object) -> Iterator[None]:
         yield
     except OSError as error:
         raise MidbError(
-            f"the ledger {place} cannot be used: {type(error).__name__}: {error}; give a folder or URL that has space and can be "
-            "written; finished shards stay, and the same call goes on from them"
+            f"the ledger {place} cannot be used: {type(error).__name__}: {error}; give a folder or URL that can be "
+            "read and written and has space; finished shards stay, and the same call goes on from them"
         ) from error

@@ -566,6 +566,67 @@ def test_a_store_that_refuses_is_an_error_and_the_next_call_goes_on(monkeypatch)
     assert edits["id"][:] == list(range(20))
 
 
+class Locked(MemoryFileSystem):
+    """A store that may refuse to be read: first what a shard says, later the whole of it."""
+
+    protocol = ("locked",)
+    _strip_protocol = classmethod(lambda cls, path: "/" + path.removeprefix("locked://").strip("/"))
+    store: dict = {}  # noqa: RUF012
+    pseudo_dirs = [""]  # noqa: RUF012
+    locked = ()
+
+    def _open(self, path, mode="rb", **kwargs):
+        if mode == "rb" and "footer" in self.locked:
+            raise PermissionError("the key may not read")
+        return super()._open(path, mode, **kwargs)
+
+    def cat_file(self, path, **kwargs):
+        if path.endswith(".parquet") and "rows" in self.locked:
+            raise PermissionError("the key may not read")
+        return super().cat_file(path, **kwargs)
+
+
+@pytest.mark.parametrize("locked", ["footer", "rows"])
+def test_a_store_that_may_not_be_read_is_refused_with_the_way_out(monkeypatch, locked):
+    fsspec.register_implementation("locked", Locked, clobber=True)
+    folder = f"locked://bucket/{locked}"
+    map_on_cluster(dataset(5), booster(Model(sick=[1])), folder)
+    monkeypatch.setattr(Locked, "locked", (locked,))
+    with pytest.raises(
+        MidbError, match=r"ledger /bucket/.* the key may not read; give a folder or URL that can be read"
+    ):
+        map_on_cluster(dataset(5), booster(Model()), folder, retry_failed=True)
+
+
+class Remembered(MemoryFileSystem):
+    """As s3fs: what is not in the last listing of a folder is not there, until that is forgotten. Others use memory://."""
+
+    protocol = ("remembered",)
+    _strip_protocol = classmethod(lambda cls, path: "/" + path.removeprefix("remembered://").strip("/"))
+    listings: dict = {}  # noqa: RUF012
+
+    def ls(self, path, detail=True, **kwargs):
+        self.listings[path] = super().ls(path, detail=False)
+        return super().ls(path, detail=detail, **kwargs)
+
+    def _open(self, path, mode="rb", **kwargs):
+        listed = self.listings.get(self._parent(path))
+        if mode == "rb" and listed is not None and path not in listed:
+            raise FileNotFoundError(path)
+        return super()._open(path, mode, **kwargs)
+
+    def invalidate_cache(self, path=None):
+        self.listings.clear()
+
+
+def test_what_others_add_is_found_whatever_was_listed_before():
+    fsspec.register_implementation("remembered", Remembered, clobber=True)
+    map_on_cluster(dataset(5), booster(Model(), name="another"), "memory://remembered")
+    assert len(fsspec.filesystem("remembered").ls("/remembered")) == 2
+    map_on_cluster(dataset(5), booster(Model()), "memory://remembered")
+    assert list(rows_to_do(dataset(5), booster(Model()), "remembered://remembered").values()) == [0]
+
+
 def test_a_whole_ledger_may_be_read_only_and_one_that_is_not_costs_nothing(monkeypatch):
     fsspec.register_implementation("oss", Shop, clobber=True)
     model, folder = Model(), "oss://bucket/read-only"
