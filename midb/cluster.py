@@ -84,7 +84,7 @@ def map_on_cluster(
     _check(dataset, step, rows_per_shard, shard)
     source = without_format(dataset)
     name = type(step).__name__
-    shards = Ledger.open(ledger, step.identity(), rows_per_shard)
+    shards = _opened(ledger, step, rows_per_shard)
     with RowBar(_row_count(source, rows_per_shard, shard), name.lower()) as bar:
         run = _Run(shards, step, source.features, retry_failed, bar)
         works = _begun(shards, name, run.missing(_ranges(source, rows_per_shard, shard)))
@@ -121,7 +121,7 @@ def rows_to_do(
         }
     _check(dataset, step, rows_per_shard, shard)
     source = without_format(dataset)
-    shards = Ledger.open(ledger, step.identity(), rows_per_shard)
+    shards = _opened(ledger, step, rows_per_shard)
     with RowBar(0, "look") as bar:
         run = _Run(shards, step, source.features, retry_failed, bar)
         missing = {work.name: len(work.rows) for work in run.missing(_ranges(source, rows_per_shard, shard))}
@@ -140,6 +140,17 @@ def _check(dataset: Any, step: Any, rows_per_shard: int, shard: tuple[int, int])
         raise TypeError(f"{step!r:.80} has no identity(); give a batch function that has, such as a Booster or a Judge")
     if not isinstance(dataset, Dataset | IterableDataset):
         raise TypeError(f"a {type(dataset).__name__} is no dataset; make it one first, e.g. Dataset.from_pandas(frame)")
+
+
+def _opened(place: str | Path, step: Step, rows_per_shard: int) -> Ledger:
+    """The step's ledger; said where it would begin anew beside others, as when this machine takes another engine."""
+    ledger = Ledger.open(place, step.identity(), rows_per_shard)
+    if ledger.holds_only_others():
+        say(
+            f"the ledger {place} holds rows of other configurations and none of this one; the same model, prompt, engine, "
+            "precision and midb as theirs would find them"
+        )
+    return ledger
 
 
 class _Work(NamedTuple):

@@ -6,7 +6,7 @@ Parquet ends with what is in it.
 
 On a disk, sftp and the object stores a shard is there whole or not at all, and gives way to a new one in one step. Other
 file systems do what fsspec's `mv` does there, often a copy: a shard may be seen half, or be gone for a moment, which costs
-its rows once more; where a file cannot be renamed onto another (such as webhdfs, smb), rows that failed stay failed.
+its rows once more; some (webhdfs, smb) rename nothing onto another file, so that rows which failed are never healed there.
 """
 
 import io
@@ -97,6 +97,17 @@ class Ledger:
         with _explained(self.folder):
             self.files.makedirs(self.folder, exist_ok=True)
             self._put(f"{self.identity}.json", json.dumps(about).encode())
+
+    def holds_only_others(self) -> bool:
+        """Whether shards lie here, and this configuration has never begun any."""
+        if self.files.exists(self._path(f"{self.identity}.json")):
+            return False
+        try:
+            names = self.files.ls(self.folder, detail=False)
+        except OSError:  # nothing is there, or it may not be listed, which nothing else needs
+            return False
+        self.files.invalidate_cache()  # as in `open`
+        return any(name.endswith(".parquet") for name in names)
 
     def name(self, start: int, rows: int, digest: str) -> str:
         """What the shard of a range is called: names sort in row order."""

@@ -650,6 +650,28 @@ def test_what_is_left_is_known_without_a_call_or_a_file(tmp_path):
     assert again == done | {f"train/{shards(folder / 'train')[4]}": 1}
 
 
+def test_a_ledger_that_holds_only_rows_of_others_is_begun_anew_not_without_a_word(tmp_path, capsys):
+    def says(look, model):
+        capsys.readouterr()
+        look(dataset(4), model, tmp_path, rows_per_shard=2)
+        return "holds rows of other configurations and none of this one" in capsys.readouterr().err
+
+    one, other = booster(Model()), booster(Model(), name="another")
+    assert [says(rows_to_do, one), says(map_on_cluster, one), says(map_on_cluster, one)] == [False] * 3
+    assert [says(rows_to_do, other), says(map_on_cluster, other)] == [True] * 2
+    assert [says(rows_to_do, other), says(map_on_cluster, other), says(map_on_cluster, one)] == [False] * 3
+
+
+def test_a_look_at_the_rows_of_others_hides_nothing_that_is_added_after_it():
+    fsspec.register_implementation("remembered", Remembered, clobber=True)
+    mine, others = (Ledger.open(f"{kind}://looked-at", "mine", 5) for kind in ("remembered", "memory"))
+    map_on_cluster(dataset(5), booster(Model()), "memory://looked-at")
+    assert mine.holds_only_others()
+    name = mine.name(0, 5, "digest")
+    others.write(name, dataset(5).with_format("arrow")[:], {"failed": []})
+    assert mine.find(name) is not None
+
+
 def test_a_full_disk_is_an_error_that_leaves_no_half_shard(tmp_path):
     def fill():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
