@@ -46,8 +46,9 @@ def map_on_cluster(
     """Run a batch function over many rows, GPUs and machines so that whatever dies costs only what was in flight.
 
     Reads: whatever the step reads; for a `Booster` convert first: `as_pairs(ds)`.  Adds: what the step returns.  Rows:
-    n → n, same order; other columns untouched. A dataset comes back memory-mapped from the ledger's shards, a stream as a
-    stream over them, a `DatasetDict` as one, with a folder in the ledger for each split.
+    n → n, same order; other columns untouched. A dataset comes back memory-mapped from a copy of the shards in Arrow, which
+    lies in the cache of `datasets` and is larger than they; a stream as a stream over the shards, which copies nothing; a
+    `DatasetDict` as one, with a folder in the ledger and workers of its own for each split, one split after the other.
 
     The same call again does only what is missing: a shard's name holds its range, `step.identity()` and a hash of its rows,
     so that another configuration or other rows never meet old shards, and rows added at the end cost only themselves.
@@ -63,10 +64,11 @@ def map_on_cluster(
             hand at once, as each shard ends with its slowest row, and few enough for each worker to get several.
         shard: `(i, n)` does every n-th range beginning with the i-th, counted from 0: job i of a Slurm array of n. What
             comes back is these rows; the same call without it does what is missing and gives all.
-        retry_failed: Ask again for the rows that failed (a `..._status` that the step returned is `failed`).
+        retry_failed: Ask again for the rows that failed: those where a column that the step returned, with `status`
+            anywhere in its name, says `failed`.
 
     Raises:
-        ColumnError: The step cannot read the rows; from its first batch.
+        ColumnError: The step cannot read the rows; from its first batch, of each split. `booster.preview(ds, 0)` looks before.
         GenerationError: The engine is dead, on a cluster that of several workers in turn. Finished shards stay.
         MidbError: The cluster has no room for the workers, or the ledger cannot be used.
         MissingExtraError: Ray is not installed.
@@ -75,6 +77,8 @@ def map_on_cluster(
     if pool is not None:
         require_extra("ray", "ray")
     if isinstance(dataset, dict):
+        for split in dataset.values():  # a later one's fault is told before an earlier one is paid for
+            _check(split, step, rows_per_shard, shard)
         how: dict[str, Any] = {"workers": pool, "rows_per_shard": rows_per_shard, "shard": shard}
         each = {
             name: map_on_cluster(split, step, f"{ledger}/{name}", retry_failed=retry_failed, **how)

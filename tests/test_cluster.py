@@ -113,6 +113,7 @@ def test_it_gives_what_map_gives(tmp_path):
     assert edits.features == mapped.features
     assert edits.column_names == mapped.column_names
     assert edits.cache_files, "it is memory-mapped"
+    assert not any(Path(each["filename"]).is_relative_to(tmp_path) for each in edits.cache_files), "from a copy"
     assert list(shards(tmp_path)) == [0, 16, 32, 48]
 
 
@@ -361,6 +362,23 @@ def test_a_stream_gives_a_stream_over_its_shards(tmp_path):
     assert [row["n"] for row in share] == [*range(8, 16), *range(24, 30)]
 
 
+def test_ranges_of_a_stream_cross_the_borders_of_its_files(tmp_path):
+    for part in range(2):
+        rows = dataset(90).select(range(part * 45, part * 45 + 45))
+        rows.to_parquet(tmp_path / f"{part}.parquet", batch_size=20)  # row groups, whose borders are crossed too
+    files, folder = [str(tmp_path / f"{part}.parquet") for part in range(2)], tmp_path / "ledger"
+    rows = as_pairs(load_dataset("parquet", data_files=files, split="train", streaming=True))
+    model = Model(dead=70)
+    with pytest.raises(GenerationError, match="the engine is dead"):
+        map_on_cluster(rows, booster(model), folder, rows_per_shard=30)
+    assert rows_kept(folder) == list(range(60))
+    healthy = Model()
+    edits = map_on_cluster(rows, booster(healthy), folder, rows_per_shard=30)
+    assert healthy.asked == list(range(60, 90))
+    assert list(shards(folder)) == [0, 30, 60]
+    assert list(edits) == booster(improve, name="model").map(dataset(90)).to_list()
+
+
 def test_a_stream_asks_as_it_reads(tmp_path):
     def watched():
         for number in range(40):
@@ -394,6 +412,13 @@ def test_each_split_has_a_folder(tmp_path):
     assert {name: split["id"][:] for name, split in both.items()} == {"train": [0, 1, 2, 3, 4], "test": [0, 1, 2]}
     assert both["test"].split == dataset(3).split
     assert rows_kept(tmp_path / "test") == [0, 1, 2]
+
+
+def test_a_split_that_is_no_dataset_is_refused_before_another_is_paid_for(tmp_path):
+    model = Model()
+    with pytest.raises(TypeError, match="a list is no dataset"):
+        map_on_cluster({"train": dataset(3), "test": [{"text": "a"}]}, booster(model), tmp_path / "ledger")
+    assert (model.asked, (tmp_path / "ledger").exists()) == ([], False)
 
 
 def test_a_judge_judges_as_with_map(tmp_path):
