@@ -14,6 +14,8 @@ from midb.schema import Batch
 
 TRIES = 3  # workers that a range may cost before it ends the run
 PATIENCE = 600  # seconds without any worker, after which waiting for one ends
+# By itself Ray shows all GPUs of a machine to a worker that asked for none.
+HIDDEN = {"runtime_env": {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}}}
 
 
 @runtime_checkable
@@ -33,8 +35,9 @@ class Workers:
 
     Args:
         count: How many work at the same time.
-        gpus: GPUs of each. Ray hides the GPUs from a worker that asked for none.
-        cpus: CPU cores of each.
+        gpus: GPUs of each. A worker that asked for none sees none.
+        cpus: CPU cores of each. Ray also sets `OMP_NUM_THREADS` to it, where the environment does not: an engine on the
+            CPU writes with so many threads.
     """
 
     count: int
@@ -96,7 +99,10 @@ def on_actors(step: Step, identity: str, works: Iterator[W], workers: Workers) -
     try:
         needs = {"CPU": workers.cpus, "GPU": workers.gpus}
         check_room(ray.nodes(), needs, workers)
-        remote: Any = ray.remote(_Worker).options(num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=0)
+        hidden: dict[str, Any] = {} if workers.gpus else HIDDEN
+        remote: Any = ray.remote(_Worker).options(
+            num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=0, **hidden
+        )
 
         def start() -> None:
             worker = remote.remote(step)
@@ -156,7 +162,9 @@ def on_actors(step: Step, identity: str, works: Iterator[W], workers: Workers) -
             else:
                 error = MidbError(
                     f"a worker has the identity {result} and this process {identity}: its machine holds another midb, model or "
-                    "adapter, or has a GPU where this one has none; install the same on all, and name the precision: dtype= of the generator, or --dtype"
+                    "adapter, or only one of the two sees a GPU; install the same on all, give each worker its GPUs (--gpus 1, in Python "
+                    "Workers(count, gpus=1)), and name engine and precision (--engine vllm --dtype bfloat16, in Python a generator with "
+                    "its dtype, such as VLLMGenerator(model, dtype='bfloat16'))"
                 )
         if error is not None:  # what was in flight beside it has been kept
             raise error

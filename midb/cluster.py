@@ -68,7 +68,8 @@ def map_on_cluster(
             anywhere in its name, says `failed`.
 
     Raises:
-        ColumnError: The step cannot read the rows; from its first batch, of each split. `booster.preview(ds, 0)` looks before.
+        ColumnError: The step cannot read the rows; from its first batch of each split. `booster.preview(split, 0)` looks
+            before.
         GenerationError: The engine is dead, on a cluster that of several workers in turn. Finished shards stay.
         MidbError: The cluster has no room for the workers, or the ledger cannot be used.
         MissingExtraError: Ray is not installed.

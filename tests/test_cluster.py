@@ -910,6 +910,8 @@ def cluster():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(HERE))  # the workers find the modules that this process has
+        patch.setenv("CUDA_VISIBLE_DEVICES", "7")  # what a worker would inherit
+        patch.delenv("OMP_NUM_THREADS", raising=False)
         nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         ray.init(address=nodes.address, log_to_driver=False)
         yield nodes
@@ -1033,6 +1035,22 @@ class Elsewhere(Lengths):
         return str(os.getpid())
 
 
+@dataclass(frozen=True)
+class Room(Lengths):
+    """Tells what a worker may take of its machine."""
+
+    def __call__(self, batch):
+        return {
+            name: [os.environ.get(name)] * len(batch["text"]) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+        }
+
+
+@pytest.mark.slow
+def test_a_worker_that_asked_for_no_gpu_sees_none_and_has_a_thread_for_each_core(two_nodes, tmp_path):
+    (row,) = map_on_cluster(Dataset.from_dict({"text": ["a"]}), Room(), tmp_path, workers=1)
+    assert row == {"text": "a", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+
 @pytest.mark.slow
 def test_what_cannot_go_well_on_a_cluster_is_said_and_not_waited_for(two_nodes, tmp_path, monkeypatch):
     import ray
@@ -1046,7 +1064,10 @@ def test_what_cannot_go_well_on_a_cluster_is_said_and_not_waited_for(two_nodes, 
         map_on_cluster(rows, booster(improve), tmp_path / "a", workers=Workers(1, gpus=2))
     with pytest.raises(ColumnError, match="as_pairs"):
         map_on_cluster(texts, booster(improve), tmp_path / "a", workers=1)
-    with pytest.raises(MidbError, match=r"its machine holds another midb, .* name the precision: dtype="):
+    with pytest.raises(
+        MidbError,
+        match=r"its machine holds another midb, .* name engine and precision \(--engine vllm --dtype bfloat16, .*dtype='bfloat16'",
+    ):
         map_on_cluster(texts, Elsewhere(), tmp_path / "a", workers=1)
     monkeypatch.setitem(sys.modules, "nowhere", ModuleType("nowhere"))
     monkeypatch.setattr(Lengths, "__module__", "nowhere")
