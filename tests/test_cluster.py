@@ -1171,16 +1171,19 @@ def test_the_example_boosts_with_ray_and_as_an_array(tmp_path):
     def example(ledger, *more):
         script = HERE.parent / "examples" / "boost_on_cluster.py"
         call = [script, tmp_path / "data", "--model", model, "--ledger", ledger, "--rows-per-shard", "2", *more]
-        environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+        environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run([sys.executable, *map(str, call)], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-5000:]
         return done
 
     said = example(tmp_path / "ray", "--workers", 2).stdout
     assert said.startswith("3 rows: ")
+    named = ("--engine", "transformers", "--dtype", "float32")  # which is what the workers took by themselves
     for job in range(2):
-        example(tmp_path / "array", "--stream", "--shard", f"{job}/2")
-    gathered = example(tmp_path / "array")
+        example(tmp_path / "array", "--stream", "--shard", f"{job}/2", *named)
+    gathered = example(tmp_path / "array", *named)
     assert "3 rows in 2 shards, 0 of them made now" in gathered.stderr
     assert gathered.stdout == said
     assert shards(tmp_path / "ray") == shards(tmp_path / "array")
+    other = example(tmp_path / "array", "--dtype", "bfloat16")
+    assert "holds rows of other configurations and none of this one" in other.stderr

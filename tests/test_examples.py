@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,10 @@ def commands(example):
 def test_an_example_is_short_and_says_how_to_run_it(example):
     assert len(example.read_text().splitlines()) <= 60
     assert commands(example)
+
+
+def test_a_process_that_vllm_starts_can_read_the_cluster_example_and_boosts_nothing():
+    assert "main" in runpy.run_path(str(EXAMPLES / "boost_on_cluster.py"), run_name="__mp_main__")
 
 
 @pytest.mark.slow
