@@ -6,14 +6,13 @@ Knows no engine (a `Generator` answers chats) and no rule of quality (guards jud
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from midb.errors import ColumnError
 from midb.generators import Completion, Generator, Journal, TransformersGenerator, VLLMGenerator
-from midb.generators.base import fingerprint, stream
+from midb.generators.base import fingerprint, stable_form, stream
 from midb.generators.vllm import is_preferred
 from midb.generators.weights import adapter_record, resolve_adapter
 from midb.guards import DEFAULT_GUARDS, Guard, check
@@ -69,7 +68,8 @@ class Booster:
 
     Args:
         generator: Who answers; wrap it in a `Journal` and a rerun asks only for what failed.
-        guards: Each may refuse an edit; the first reason counts. Text that does not parse never stands.
+        guards: Each may refuse an edit; the first reason counts. Text that does not parse never stands. A guard's code,
+            settings and closure are part of the identity; what it calls is not: when that changes, take another ledger.
         fields: `"all"`, or `"response"` to keep instruction and input as they came.
         prompt: What the model is told, before the pair. The published prompt, and English for every language.
         tags: The instruction, input and response tag.
@@ -129,8 +129,12 @@ class Booster:
         return cls(generator=generator if journal is None else Journal(generator, journal), **asked)
 
     def identity(self) -> str:
-        """A hash over everything that can change a row, and nothing else."""
-        guards = [_name(guard) for guard in self.guards]
+        """A hash over everything that can change a row, and nothing else.
+
+        Raises:
+            ValueError: A guard holds what cannot be told from another of its kind.
+        """
+        guards = [_form(guard) for guard in self.guards]
         own = [guards, self.fields, self.prompt, self.tags, self.parity, self.language]
         return fingerprint("booster", version("midb"), self.generator.identity(), *own)
 
@@ -303,7 +307,12 @@ def _edit_features() -> dict[str, Any]:
     return {name: Value("int64" if name in integers else "string") for name in Edit._fields}
 
 
-def _name(guard: Guard) -> str:
-    inner = guard.func if isinstance(guard, partial) else guard
-    bound = repr((guard.args, guard.keywords)) if isinstance(guard, partial) else ""
-    return f"{inner.__module__}.{inner.__qualname__}{bound}"
+def _form(guard: Guard) -> list[Any]:
+    try:
+        return stable_form(guard)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"the guard {guard!r:.80} holds what cannot be told from another of its kind ({error}), so that rows made with "
+            "another could pass for its own; make it a function or a frozen dataclass that holds numbers, text, tuples and "
+            "such functions only, and let it load the rest in a cached_property"
+        ) from error

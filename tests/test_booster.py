@@ -1,7 +1,12 @@
+import os
 import pickle
+import re
 import subprocess
 import sys
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
+from threading import Lock
+from typing import NamedTuple
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Value, enable_progress_bars
@@ -302,6 +307,143 @@ def test_a_guard_with_settings_is_part_of_the_identity():
         "too_long",
         "boosted",
     )
+
+
+def guarded(*guards):
+    return Booster(generator=FunctionGenerator(improve, name="a"), guards=guards).identity()
+
+
+def test_an_edited_guard_is_another_one():
+    edits = ("len(new.response) > 5", "len(new.response) > 6", "len(raw.response) > 5", "len(new.response) >= 5")
+    identities = set()
+    for condition in edits:
+        made = {}
+        exec(f"def rule(raw, new, language, completion):\n    return 'long' if {condition} else None", made)
+        identities.add(guarded(made["rule"]))
+    assert len(identities) == len(edits)
+
+
+def test_what_a_guard_catches_is_part_of_it():
+    identities = set()
+    for body in ("number = int(new.input)\n try: return", "try: number = int(new.input); return"):
+        made = {}
+        exec(
+            f"def rule(raw, new, language, completion):\n {body} int(new.response) and None\n except ValueError: return 'no'",
+            made,
+        )
+        identities.add(guarded(made["rule"]))
+    assert len(identities) == 2
+
+
+def test_guards_of_one_factory_differ_by_what_they_hold():
+    def max_len(limit):
+        return lambda raw, new, language, completion: "long" if len(new.response) > limit else None
+
+    def without(words):
+        def rule(raw, new, language, completion, *, words=words):
+            return next((word for word in words if word in new.response), None)
+
+        return rule
+
+    assert guarded(max_len(5)) == guarded(max_len(5))
+    holding = [*map(max_len, (5, 10, 5.0, None)), *map(without, ({"a"}, {"a", "b"}, ("a", "b"), [b"a"], {"a": 1}))]
+    holding += [max_len(max_len(5)), without(re.compile("a")), without(re.compile("a", re.IGNORECASE)), max_len(len)]
+    assert len({guarded(each) for each in holding}) == len(holding)
+
+
+def test_lambdas_are_told_apart_by_what_they_say():
+    assert guarded(lambda *_: "a") != guarded(lambda *_: "b")
+    # fmt: off
+    assert guarded(lambda *_: "a") == guarded(
+        lambda *_: "a")
+    # fmt: on
+
+
+@dataclass(frozen=True)
+class AtMost:
+    limit: int
+
+    @cached_property
+    def heavy(self):
+        return Lock()
+
+    def __call__(self, raw, new, language, completion):
+        return "long" if self.heavy and len(new.response) > self.limit else None
+
+
+class Shorter:
+    def __init__(self, limit):
+        self.limit = limit
+
+    def __call__(self, raw, new, language, completion):
+        return "long" if len(new.response) > self.limit else None
+
+
+class Longer(NamedTuple):
+    limit: int
+
+    def __call__(self, raw, new, language, completion):
+        return "short" if len(new.response) < self.limit else None
+
+
+@pytest.mark.parametrize("kind", [AtMost, Shorter, Longer])
+def test_a_guard_may_be_an_object_and_is_its_fields_and_its_code(kind, monkeypatch):
+    booster = Booster(generator=FunctionGenerator(improve, name="a"), guards=(kind(5),))
+    before = booster.identity()
+    assert pickle.loads(pickle.dumps(booster)).identity() == before == guarded(kind(5)) != guarded(kind(6))
+    booster.map(dataset(1))
+    assert booster.identity() == before
+    monkeypatch.setattr(kind, "__call__", lambda self, raw, new, language, completion: None)
+    assert booster.identity() != before
+
+
+def test_a_guard_that_cannot_be_told_from_another_is_refused_where_it_is_to_be_remembered():
+    def holding(thing):
+        return lambda raw, new, language, completion: str(thing)
+
+    for thing, kind in ((Lock(), "_thread.lock"), (object(), "builtins.object"), ([zip()], "builtins.zip")):
+        booster = Booster(generator=FunctionGenerator(improve), guards=(holding(thing),))
+        with pytest.raises(ValueError, match=rf"the guard <function .*\(a {kind}\).*; make it a function or a frozen"):
+            booster.identity()
+        assert booster.map(dataset(1))["boost_status"] == ["rejected"]
+    endless = []
+    endless.append(endless)
+    with pytest.raises(ValueError, match="recursion"):
+        guarded(holding(endless))
+
+
+RULES = """
+import re
+from dataclasses import dataclass
+from functools import partial
+from midb import Booster
+from midb.generators import FunctionGenerator
+from midb.guards import DEFAULT_GUARDS
+def plain(raw, new, language, completion, measure=len, *, words=frozenset({"un", "deux", "trois", "quatre"})):
+    return "bad" if new.input in {"one", "two", "three", "four"} or language in words else None
+def holding(thing):
+    return lambda raw, new, language, completion: "bad" if thing else None
+@dataclass(frozen=True)
+class Rule:
+    words: frozenset[str]
+    def __call__(self, raw, new, language, completion):
+        return "bad" if new.input in {"one", "two", "three", "four"} else None
+some = (plain, partial(plain, measure=plain), holding(re.compile("a")), holding({"x", "y", "z"}), Rule(frozenset("abcdef")))
+print(Booster(generator=FunctionGenerator(plain), guards=(*DEFAULT_GUARDS, *some)).identity())
+"""
+
+
+def test_the_identity_is_the_same_in_another_process_and_at_another_place(tmp_path):
+    said = []
+    for seed, folder, above in (("1", "a", ""), ("2", "b", "\n\n")):
+        script = tmp_path / folder / "rules.py"
+        script.parent.mkdir()
+        script.write_text(above + RULES)
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
+        said.append(run.stdout)
+    assert len(said[0].strip()) == 16
+    assert said[0] == said[1]
 
 
 def test_a_broken_guard_is_named():
