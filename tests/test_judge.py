@@ -708,9 +708,9 @@ def test_the_identity_holds_what_can_change_a_verdict_and_nothing_else():
     base = judge(by_length)
     changing = [
         {"strict": True}, {"swap": False}, {"labels": "random"}, {"sampling": Sampling(max_tokens=9)}, {"parity": True},
-        {"prompts": JudgePrompts(answers=JudgePrompts().answers._replace(system="Judge."))},
+        {"prompts": JudgePrompts(answers=JudgePrompts().answers._replace(system="Judge."))}, {"check_language": False},
     ]  # fmt: skip
-    assert len({judge(by_length, **how).identity() for how in changing} | {base.identity()}) == 7
+    assert len({judge(by_length, **how).identity() for how in changing} | {base.identity()}) == 8
     assert judge(by_length, price=(1, 1), controls=5).identity() == base.identity()
 
 

@@ -163,6 +163,7 @@ class Judge:
             self.identical,
             self.empty,
             self.name_language,
+            self.check_language,
         ]
         how += [self.logprobs, self.system_role, self.parity, self.seed if self.labels == "random" else 0]
         return fingerprint("judge", version("midb"), self.generator.identity(), str(self.sampling), forms, how)
