@@ -144,6 +144,10 @@ def test_settings_that_cannot_be_are_refused_before_anything_loads(tmp_path, mod
         ({"tensor_parallel_size": 0}, "cannot run"),
         ({"gpu_memory_utilization": 1.5}, "cannot run"),
         ({"dtype": "int3"}, "dtype is 'int3'"),
+        (
+            {"engine_args": {"logits_processors": [ChatFormat]}},
+            "cannot be remembered .*; write a class as 'module:Class'",
+        ),
     ):
         with pytest.raises(ValueError, match=said):
             VLLMGenerator(model, **settings)
@@ -392,6 +396,7 @@ def test_the_identity_is_of_the_content_and_not_of_the_place_or_the_hardware(tmp
         identity(dtype="bfloat16"),
         identity(parity=True),
         identity(engine_args={"quantization": "fp8"}),
+        identity(engine_args={"load_format": "dummy"}),
         TransformersGenerator(model, adapter).identity(),
     ]
     assert len(set(different)) == len(different)

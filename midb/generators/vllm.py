@@ -45,7 +45,7 @@ PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")  # those that
 INCIDENTAL = {
     "async_scheduling", "block_size", "compilation_config", "cpu_offload_gb", "disable_custom_all_reduce",
     "disable_log_stats", "distributed_executor_backend", "download_dir", "enable_chunked_prefill", "enforce_eager",
-    "kv_cache_memory_bytes", "load_format", "max_num_batched_tokens", "max_parallel_loading_workers",
+    "kv_cache_memory_bytes", "max_num_batched_tokens", "max_parallel_loading_workers",
 }  # fmt: skip
 
 
@@ -123,6 +123,13 @@ class VLLMGenerator(FieldsOnly):
             )
         if ours := sorted({*self._arguments, "enable_lora", "max_lora_rank", "max_loras"} & self.engine_args.keys()):
             raise ValueError(f"engine_args holds {ours}, which VLLMGenerator sets itself; use its own fields")
+        try:
+            fingerprint(self._telling_args)
+        except TypeError as error:
+            raise ValueError(
+                f"engine_args={self._telling_args!r:.200} cannot be remembered ({error}); write a class as 'module:Class', and the "
+                "rest as numbers, text, lists and dicts of these"
+            ) from error
         require_extra("vllm", "vllm")
 
     @property
@@ -149,7 +156,7 @@ class VLLMGenerator(FieldsOnly):
             self._chat.hash(),
             self.parity,
             self._dtype,
-            {key: value for key, value in self.engine_args.items() if key not in INCIDENTAL},
+            self._telling_args,
             asdict(self.sampling),
         )
 
@@ -273,6 +280,11 @@ class VLLMGenerator(FieldsOnly):
             "gpu_memory_utilization": self.gpu_memory_utilization,
             **sizes,
         }
+
+    @property
+    def _telling_args(self) -> dict[str, Any]:
+        """The engine's arguments that can change a text."""
+        return {key: value for key, value in self.engine_args.items() if key not in INCIDENTAL}
 
     @cached_property
     def _engine(self) -> "_Engine":
