@@ -20,7 +20,7 @@ from test_transformers import CHATS, TEXTS, make_model, texts
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from typer.testing import CliRunner
 
-from midb import Booster, MissingExtraError
+from midb import Booster, GenerationError, MissingExtraError
 from midb.booster import Edit
 from midb.chat import ChatFormat
 from midb.cli import app
@@ -403,6 +403,19 @@ def test_the_identity_is_of_the_content_and_not_of_the_place_or_the_hardware(tmp
 
 
 @needs_vllm
+def test_an_engine_that_cannot_be_built_is_told_as_that_and_a_setting_that_vllm_refuses_as_its_own(tmp_path, model):
+    broken = shutil.copytree(model, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(
+        GenerationError, match=r"cannot be built \(SafetensorError: .*; .*lower max_model_len"
+    ) as caught:
+        on_vllm(str(broken)).generate(CHATS)
+    assert type(caught.value.__cause__).__name__ == "SafetensorError"
+    with pytest.raises(ValueError, match="No available memory for the cache"):
+        on_vllm(model, max_model_len=512, engine_args={**SMALL, "kv_cache_memory_bytes": 1 << 12}).generate(CHATS)
+
+
+@needs_vllm
 def test_only_the_fields_travel_to_another_process(tuned):
     said = tuned.generate(CHATS)
     travelled = pickle.dumps(tuned)
@@ -495,18 +508,23 @@ if __name__ == "__main__":
     except GenerationError as error:
         print("DIED", error)
     print("AGAIN", len(generator.generate(chats[:4])))
+    try:
+        VLLMGenerator(sys.argv[1], engine_args=small | {"kv_cache_memory_bytes": 1 << 12}).generate(chats)
+    except GenerationError as error:
+        print("UNBUILT", error)
 """
 
 
 @needs_vllm
 @pytest.mark.slow
-def test_a_dead_engine_says_so_and_the_next_call_builds_another(tmp_path, model):
+def test_a_dead_engine_says_so_and_the_next_call_builds_another_or_says_that_it_cannot(tmp_path, model):
     script = tmp_path / "dying.py"
     script.write_text(DYING)
     environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     run = subprocess.run([sys.executable, script, model], env=environment, capture_output=True, text=True, timeout=500)
     assert "DIED vLLM's engine died (EngineDeadError" in run.stdout, run.stderr[-3000:]
     assert "AGAIN 4" in run.stdout, run.stderr[-3000:]
+    assert "UNBUILT vLLM's engine cannot be built (RuntimeError: Engine core init" in run.stdout, run.stderr[-3000:]
 
 
 @needs_vllm

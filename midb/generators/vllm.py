@@ -172,7 +172,7 @@ class VLLMGenerator(FieldsOnly):
         A prompt that leaves no room for `max_tokens` is neither cut nor tried: its completion says `too_long`.
 
         Raises:
-            GenerationError: The engine died; the next call builds a new one.
+            GenerationError: The engine died, or cannot be built; the next call builds a new one.
             ValueError: `max_tokens` alone fills the model's context, or the model cannot render chats.
         """
         if not prompts:
@@ -289,12 +289,21 @@ class VLLMGenerator(FieldsOnly):
     @cached_property
     def _engine(self) -> "_Engine":
         arguments = {**self._arguments, "dtype": self._dtype, "seed": secrets.randbits(31), **self.engine_args}
-        if not self.adapter:
-            return _Engine(arguments, None)
-        folder, digest = adapter_folder(self.adapter), adapter_hash(self.adapter)
-        # One more than there are: with max_loras=1 vLLM 0.32 on the CPU gives the adapter also to rows that ask for none.
-        arguments |= {"enable_lora": True, "max_lora_rank": lora_rank(self.adapter), "max_loras": 2}
-        return _Engine(arguments, (adapter_name(digest), int(digest[:7], 16) + 1, str(Path(folder).resolve())))
+        adapter = None
+        if self.adapter:
+            folder, digest = adapter_folder(self.adapter), adapter_hash(self.adapter)
+            adapter = adapter_name(digest), int(digest[:7], 16) + 1, str(Path(folder).resolve())
+            # One more than there are: with max_loras=1 vLLM 0.32 on the CPU gives the adapter also to rows that ask for none.
+            arguments |= {"enable_lora": True, "max_lora_rank": lora_rank(self.adapter), "max_loras": 2}
+        try:
+            return _Engine(arguments, adapter)
+        except ValueError:  # vLLM refuses a setting: the caller's mistake
+            raise
+        except Exception as error:
+            raise GenerationError(
+                f"vLLM's engine cannot be built ({type(error).__name__}: {error}; its log above may say more); if memory is short, "
+                "lower max_model_len or max_num_seqs, and set gpu_memory_utilization to what other processes leave free"
+            ) from error
 
 
 class _Engine:
