@@ -141,6 +141,10 @@ def test_settings_that_cannot_be_are_refused_before_anything_loads(tmp_path, mod
         ({"engine_args": {"data_parallel_size": 2}}, r"map_on_cluster\(\.\.\., workers=Workers.*serve-command"),
         ({"engine_args": {"dtype": "half"}}, r"\['dtype'\], which VLLMGenerator sets itself"),
         ({"engine_args": {"max_lora_rank": 8}}, "max_lora_rank"),
+        (
+            {"engine_args": {"seed": 1, "max_num_seqs": 8}},
+            r"\['max_num_seqs', 'seed'\], which VLLMGenerator sets itself",
+        ),
         ({"tensor_parallel_size": 0}, "cannot run"),
         ({"gpu_memory_utilization": 1.5}, "cannot run"),
         ({"dtype": "int3"}, "dtype is 'int3'"),

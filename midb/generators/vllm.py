@@ -47,6 +47,8 @@ INCIDENTAL = {
     "disable_log_stats", "distributed_executor_backend", "download_dir", "enable_chunked_prefill", "enforce_eager",
     "kv_cache_memory_bytes", "max_num_batched_tokens", "max_parallel_loading_workers",
 }  # fmt: skip
+# What VLLMGenerator sets beside `_arguments`, or leaves to vLLM.
+OURS = {"dtype", "seed", "max_num_seqs", "enable_lora", "max_lora_rank", "max_loras"}
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class VLLMGenerator(FieldsOnly):
                 "vLLM has no data parallelism within one process; use map_on_cluster(..., workers=Workers(copies, gpus=...)), or "
                 "`midb serve-command ... --data-parallel-size COPIES` and OpenAIGenerator"
             )
-        if ours := sorted({*self._arguments, "enable_lora", "max_lora_rank", "max_loras"} & self.engine_args.keys()):
+        if ours := sorted((self._arguments.keys() | OURS) & self.engine_args.keys()):
             raise ValueError(f"engine_args holds {ours}, which VLLMGenerator sets itself; use its own fields")
         try:
             fingerprint(self._telling_args)
@@ -264,14 +266,12 @@ class VLLMGenerator(FieldsOnly):
 
     @property
     def _arguments(self) -> dict[str, Any]:
-        """What the fields are in vLLM's words."""
+        """What the fields are in vLLM's words, as far as that is known anywhere."""
         sizes = {} if self.max_num_seqs is None else {"max_num_seqs": self.max_num_seqs}
         return {
             "model": self.model,
             "revision": self.revision,
             "tokenizer_revision": self.revision,
-            "dtype": self.dtype,
-            "seed": None,
             "max_model_len": self.max_model_len or -1,  # -1: as much of the model's own as the memory can hold
             "max_logprobs": -1,
             "enable_prefix_caching": True,
