@@ -137,7 +137,7 @@ def measure(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     generator = VLLMGenerator(
         small_model(folder), dtype="bfloat16", sampling=Sampling(max_tokens=LONGEST), max_num_seqs=options.max_num_seqs,
         max_model_len=2048,
-        engine_args={"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30, "logits_processors": [EndAtLength]},
+        engine_args={"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30, "logits_processors": ["__main__:EndAtLength"]},
     )  # fmt: skip
     ENDS.extend(generator._chat.stop_ids)
     encode = generator._chat.tokenizer.encode
