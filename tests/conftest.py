@@ -1,9 +1,14 @@
 """What several test files need."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell's background jobs begin without it, and so their children
 
 
 @pytest.fixture(scope="session")
