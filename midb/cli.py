@@ -186,9 +186,9 @@ def boost(
     rows_per_shard: Annotated[
         int | None, typer.Option(min=1, help="Rows of a range of --ledger.", show_default=str(ROWS_PER_SHARD))
     ] = None,
-    no_retry: Annotated[
+    gather: Annotated[
         bool,
-        typer.Option("--no-retry", help="With --ledger, take rows that failed as they are: gather, and load no model."),
+        typer.Option("--gather", help="Put together what is in --ledger, failed rows as they are, and ask nobody."),
     ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Ray workers, with a model each; without it this process works alone.")
@@ -199,9 +199,9 @@ def boost(
     dry_run: DryRun = False,
 ) -> None:
     """Boost a dataset; run the same command again to ask only for what failed."""
-    if ledger is None and (shard or workers or rows_per_shard or no_retry):
+    if ledger is None and (shard or workers or rows_per_shard or gather):
         raise typer.BadParameter(
-            "--shard, --workers, --rows-per-shard and --no-retry need --ledger, where finished row ranges lie"
+            "--shard, --workers, --rows-per-shard and --gather need --ledger, where finished row ranges lie"
         )
     share = _share(shard, out, workers, gpus)
     if out is None and shard is None and not dry_run:
@@ -241,14 +241,21 @@ def boost(
     else:
         for each in _splits(pairs):
             booster.preview(each, 0)  # what a boost would refuse, before anything is paid for
-        how: dict[str, Any] = {"shard": share, "retry_failed": not no_retry}
+        how: dict[str, Any] = {"shard": share, "retry_failed": not gather}
         how["rows_per_shard"] = rows_per_shard or ROWS_PER_SHARD
-        if dry_run:
+        if dry_run or gather:
             to_do = rows_to_do(as_pairs(pairs), booster, ledger, **how)
-            done = sum(rows == 0 for rows in to_do.values())
-            print(f"{len(to_do):,} shards, {done:,} of them done; {sum(to_do.values()):,} rows would be asked")
-            return
-        pool = Workers(workers, gpus=gpus) if workers else None
+            left = sum(rows > 0 for rows in to_do.values())
+            if dry_run:
+                rows = sum(to_do.values())
+                print(f"{len(to_do):,} shards, {len(to_do) - left:,} of them whole; {rows:,} rows would be asked")
+                return
+            if left:
+                raise MidbError(
+                    f"{left:,} of {len(to_do):,} shards are not in {ledger}; let the others come to their end, or leave out --gather "
+                    "to do the rest here"
+                )
+        pool = Workers(workers, gpus=gpus) if workers and not gather else None
         edits = map_on_cluster(as_pairs(pairs), booster, ledger, workers=pool, **how)
     splits = _splits(edits)
     if out is not None:
@@ -261,7 +268,7 @@ def boost(
     )
     if failed := sum(sum(summarize(each).failed.values()) for each in splits):
         _stop(
-            f"{failed:,} rows failed and keep their raw text (boost_reason says why); the same command asks again for those alone",
+            f"{failed:,} rows failed and keep their raw text (boost_reason says why); the same command {'without --gather ' * gather}asks again for those alone",
             3,
         )
 

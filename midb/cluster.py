@@ -261,7 +261,7 @@ class _Run:
     def summary(self) -> str:
         """One line for people."""
         text = f"{self.rows:,} rows in {len(self.names):,} shards, {self.made:,} of them made now; {self.failed:,} rows failed"
-        return text + ("; retry_failed=True asks for those alone" if self.failed else "")
+        return text + ("; retry_failed=True asks for those alone" if self.failed and not self.retry else "")
 
     def collected(self, dataset: Any) -> Any:
         """The rows of all shards, in order."""

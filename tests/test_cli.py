@@ -393,7 +393,9 @@ def test_with_a_ledger_the_same_command_asks_only_for_what_failed_and_keeps_no_j
         said = midb(*command)
         assert said.exit_code == 3, said.output
         assert [row["boost_status"] for row in read(out)].count("failed") == 1
-        assert midb(*command, "--no-retry").exit_code == 3
+        gathered = midb(*command, "--gather")
+        assert gathered.exit_code == 3
+        assert "the same command without --gather asks again" in gathered.stderr
         assert sick.get("stats")["requests"] == 7  # nobody was asked again
         sick.get("heal")
         assert midb(*command).exit_code == 0
@@ -409,6 +411,10 @@ def test_shares_are_done_one_by_one_and_the_call_without_a_share_gathers_them(se
     for job in (2, 0, 1):
         said = midb(*command, "--shard", f"{job}/3")
         assert said.exit_code == 0, said.output
+        if job == 0:
+            early = midb(*command, "--gather", "--out", tmp_path / "out.parquet")
+            assert (early.exit_code, (tmp_path / "out.parquet").exists()) == (1, False)
+            assert "2 of 6 shards are not in" in early.stderr
         assert "the same command without --shard gathers" in said.stderr
     assert server.get("stats")["requests"] == 23
     assert midb(*command, "--shard", "6/7").exit_code == 0  # a job that no range is left for
@@ -420,20 +426,20 @@ def test_shares_are_done_one_by_one_and_the_call_without_a_share_gathers_them(se
 def test_each_split_of_a_folder_has_its_own_part_of_the_ledger(server, tmp_path):
     DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:1])).save_to_disk(tmp_path / "in")
     command = boost(server, tmp_path / "in", "--ledger", tmp_path / "ledger")
-    assert "2 shards, 0 of them done; 3 rows would be asked" in midb(*command, "--dry-run").stdout
+    assert "2 shards, 0 of them whole; 3 rows would be asked" in midb(*command, "--dry-run").stdout
     assert midb(*command, "--out", tmp_path / "out").exit_code == 0
     assert {name: len(split) for name, split in load_from_disk(tmp_path / "out").items()} == {"train": 2, "test": 1}
-    assert "2 shards, 2 of them done; 0 rows would be asked" in midb(*command, "--dry-run").stdout
+    assert "2 shards, 2 of them whole; 0 rows would be asked" in midb(*command, "--dry-run").stdout
 
 
 def test_a_dry_run_on_a_ledger_says_what_is_left_and_writes_nothing(server, tmp_path):
     source, ledger = many(tmp_path / "in.jsonl"), tmp_path / "ledger"
     command = boost(server, source, "--ledger", ledger, "--rows-per-shard", 4)
-    assert midb(*command, "--dry-run").stdout == "6 shards, 0 of them done; 23 rows would be asked\n"
+    assert midb(*command, "--dry-run").stdout == "6 shards, 0 of them whole; 23 rows would be asked\n"
     assert not ledger.exists()
     midb(*command, "--shard", "1/3")
-    assert midb(*command, "--dry-run").stdout == "6 shards, 2 of them done; 15 rows would be asked\n"
-    assert midb(*command, "--dry-run", "--shard", "1/3").stdout == "2 shards, 2 of them done; 0 rows would be asked\n"
+    assert midb(*command, "--dry-run").stdout == "6 shards, 2 of them whole; 15 rows would be asked\n"
+    assert midb(*command, "--dry-run", "--shard", "1/3").stdout == "2 shards, 2 of them whole; 0 rows would be asked\n"
     assert midb(*command, "--dry-run", "--fields", "response").stdout.endswith("23 rows would be asked\n")
     assert server.get("stats")["requests"] == 8
 
@@ -520,7 +526,7 @@ def test_ctrl_c_on_a_cluster_says_so_and_the_same_command_goes_on(tmp_path):
         (["--ledger", "l"], "give --out"),
         (["--shard", "0/2"], "need --ledger"),
         (["--out", "o.jsonl", "--rows-per-shard", "9"], "need --ledger"),
-        (["--out", "o.jsonl", "--no-retry"], "need --ledger"),
+        (["--out", "o.jsonl", "--gather"], "need --ledger"),
         (["--out", "o.jsonl", "--workers", "2"], "need --ledger"),
         (["--out", "o.jsonl", "--ledger", "l", "--gpus", "1"], "say how many"),
         (["--out", "o.jsonl", "--ledger", "l", "--workers", "0"], "workers"),
