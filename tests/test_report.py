@@ -170,14 +170,8 @@ def test_where_nothing_varies_or_questions_are_few_no_difference_is_called_detec
     assert "shows a difference" not in report.to_markdown()
 
 
-@pytest.mark.parametrize(
-    ("questions", "languages", "p"),
-    [
-        (10, 4, 0.6),
-        pytest.param(5, 8, 0.6, marks=pytest.mark.slow),
-        pytest.param(80, 1, 0.97, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("questions", "languages", "p"), [(5, 8, 0.6), (10, 4, 0.6), (80, 1, 0.97)])
 def test_intervals_hold_with_few_questions_and_near_the_end(questions, languages, p):
     rng = np.random.default_rng(21)
     held, decided, of = 0, 0, 120

@@ -442,7 +442,7 @@ def test_the_same_recipe_gives_the_same_adapter_whatever_drew_numbers_before(dro
     assert losses(tmp_path / "other")[0] != losses(tmp_path)[0]
 
 
-@pytest.mark.parametrize("saved", [3, 6])
+@pytest.mark.parametrize("saved", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_training_that_crashed_goes_on_as_if_nothing_had_been(dropped, tmp_path, saved):
     given = replace(dropped, output_dir=str(tmp_path))
     trainer = lora_trainer(edits(10), given)
