@@ -830,3 +830,13 @@ def test_a_base_model_that_is_a_place_of_this_machine_is_refused(tmp_path, monke
 def test_a_column_of_the_callers_own_is_told_no_meaning():
     rows = boosted().add_column("defect", ["idiom"] * len(boosted()))
     assert "second turn" not in dataset_card(rows, repo_id="a/b").content
+
+
+def test_a_guard_that_is_an_object_is_told_by_its_kind():
+    class AtMost:
+        def __call__(self, raw, new, language, completion):
+            return None
+
+    name = boosted()["boosted_by"][0]
+    booster = Booster(generator=FunctionGenerator(lambda messages: "", name=name), guards=(AtMost(),))
+    assert "`AtMost`" in dataset_card(boosted(), booster=booster).text

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
+from inspect import isroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -430,7 +431,7 @@ def _how_boosted(booster: "Booster") -> dict[str, str]:
     how["tags"] = " ".join(booster.tags)
     how["text of the rows"] = "as it was" if booster.parity else "escaped, so that it ends no turn and moves no field"
     guards = (guard.func if isinstance(guard, partial) else guard for guard in booster.guards)
-    how["guards"] = ", ".join(guard.__name__ for guard in guards) or "none"
+    how["guards"] = ", ".join(each.__name__ if isroutine(each) else type(each).__name__ for each in guards) or "none"
     how["midb that wrote this card"] = version("midb")
     return {name: value for name, value in how.items() if value}
 
