@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from midb.cost import Price, count_tokens
 from midb.errors import ColumnError
 from midb.generators import Generator, Journal, TransformersGenerator, VLLMGenerator
 from midb.generators.base import fingerprint, settings_of
@@ -19,7 +20,7 @@ from midb.generators.weights import adapter_record, resolve_adapter
 from midb.guards import DEFAULT_GUARDS, Guard, check, guard_name, try_guards
 from midb.languages import language_code
 from midb.prompts import PROMPT, TAGS, check_tags, parse_pair, render_messages
-from midb.run import Ask, Price, Reply, Row, Task, count_tokens, sampling_of
+from midb.run import Ask, Reply, Row, Task, sampling_of
 from midb.schema import PAIR, PROVENANCE, RAW, Pair, as_pairs, column_names, without_format
 
 TRIED_ROWS = 100  # on which guards of the user's own are tried before the first call

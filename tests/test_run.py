@@ -4,9 +4,10 @@ import pytest
 from datasets import Dataset, DatasetDict, Value, enable_progress_bars
 
 from midb import Booster, ColumnError, GenerationError, MidbError
+from midb.cost import Price
 from midb.generators import Completion, FunctionGenerator, Journal, Sampling
 from midb.judging import Answering
-from midb.run import Ask, Price, Task
+from midb.run import Ask, Task
 
 
 @dataclass(frozen=True)

@@ -552,7 +552,6 @@ def test_a_dead_engine_says_so_and_the_next_call_builds_another_or_says_that_it_
 def test_a_worker_of_a_cluster_builds_its_own_engine(tmp_path, model, adapter):
     pytest.importorskip("ray")
     from datasets import Dataset
-
     from midb.cluster import map_on_cluster
 
     rows = Dataset.from_dict({"instruction": TEXTS, "input": [""] * len(TEXTS), "response": TEXTS[::-1]})

@@ -10,12 +10,13 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any, ClassVar
 
+from midb.cost import Price, most_tokens
 from midb.errors import ColumnError
 from midb.generators import Generator, Sampling
 from midb.generators.base import fingerprint, settings_of
 from midb.judging.comparisons import QUESTIONS
 from midb.prompts import escape
-from midb.run import Ask, Price, Reply, Row, Task, most_tokens, sampling_of
+from midb.run import Ask, Reply, Row, Task, sampling_of
 from midb.schema import AnyDataset, Message, column_names, without_format
 
 ANSWER_TOKENS = 400  # for an estimate

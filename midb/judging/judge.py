@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from midb.cost import Estimate, Price, most_tokens
 from midb.errors import ColumnError
 from midb.generators import Completion, Generator, Sampling
 from midb.generators.base import fingerprint, settings_of
@@ -20,7 +21,7 @@ from midb.judging.prompts import FOLLOW_UP, JudgePrompts, Template, guard, rando
 from midb.judging.verdict import Parsed, Verdict, holds_token, merge, parse_verdict, preference, unswap
 from midb.languages import BY_CODE
 from midb.prompts import escape
-from midb.run import Ask, Estimate, Price, Reply, Row, Task, most_tokens
+from midb.run import Ask, Reply, Row, Task
 from midb.schema import Message, column_names, without_format
 
 if TYPE_CHECKING:
