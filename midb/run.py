@@ -344,22 +344,23 @@ class Run:
             for question in asking:
                 by_sampling.setdefault(question[2].sampling, []).append(question)
             for sampling, group in by_sampling.items():
-                prompts = [ask.messages for _, _, ask in group]
-                open_ = len(group)
-                for position, completion in stream(self.task.generator, prompts, sampling):
+                answered = bytearray(len(group))
+                for position, completion in stream(
+                    self.task.generator, [ask.messages for _, _, ask in group], sampling
+                ):
                     each, at, ask = group[position]
-                    if each.answers[at] is not None:
+                    if answered[position]:
                         raise GenerationError(
                             f"{self.task.generator.name} answered prompt {position} twice; a Generator must answer each position once"
                         )
-                    each.answers[at], open_ = completion, open_ - 1
+                    answered[position], each.answers[at] = True, completion
                     self._count(each, ask, completion)
                     if None not in each.answers:
                         each.replies += map(Reply, each.asks, each.answers)  # type: ignore[arg-type]
                         more += self._next(each)
-                if open_:
+                if not all(answered):
                     raise GenerationError(
-                        f"{self.task.generator.name} answered {len(group) - open_} of {len(group)} prompts; a Generator must answer "
+                        f"{self.task.generator.name} answered {sum(answered)} of {len(group)} prompts; a Generator must answer "
                         "each position once"
                     )
             asking = more
