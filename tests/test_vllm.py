@@ -397,7 +397,6 @@ def test_the_identity_is_of_the_content_and_not_of_the_place_or_the_hardware(tmp
         identity(),
         identity(adapter=None),
         identity(adapter=make_adapter(tmp_path / "again", model, seed=2)),
-        identity(sampling=SHORT),
         identity(dtype="bfloat16"),
         identity(parity=True),
         identity(engine_args={"quantization": "fp8"}),
