@@ -6,12 +6,9 @@ with the same seam that we use.
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from enum import Enum
-from functools import partial
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from dataclasses import dataclass, field, fields, replace
+from types import CodeType, FunctionType
 from typing import Any, Protocol, runtime_checkable
 
 from midb.errors import GenerationError
@@ -160,54 +157,6 @@ def fingerprint(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def stable_form(value: Any) -> list[Any]:
-    """What a value is, for `fingerprint`: the same in every process, on every machine and at any place in a file.
-
-    A function is its name, code, defaults and what it closes over, a callable object its type's name, the code of
-    `__call__` and its fields. What either calls or reads from its module is not seen.
-
-    Raises:
-        TypeError: Nothing that can be read tells this value from others of its type.
-    """
-    kind: type = type(value)
-    call = kind.__call__ if callable(value) and not isinstance(value, type) else None
-    content: Any
-    match value:
-        case Enum():
-            content = value.name
-        case None | bool() | int() | float() | str():
-            content = value
-        case bytes():
-            content = value.hex()
-        case list() | tuple():
-            content = [stable_form(each) for each in value]
-        case dict():
-            content = [stable_form(each) for each in value.items()]
-        case set() | frozenset():  # whose order is the process's own
-            content = sorted(fingerprint(stable_form(each)) for each in value)
-        case re.Pattern():
-            content = stable_form((value.pattern, value.flags))
-        case partial():
-            content = stable_form((value.func, value.args, value.keywords))
-        case FunctionType():
-            cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            bound = stable_form((value.__defaults__, value.__kwdefaults__, cells))
-            content = [_name(value), _code(value.__code__), bound]
-        case BuiltinFunctionType() | MethodType():
-            content = [value.__name__, stable_form(value.__self__)]
-        case ModuleType():
-            content = value.__name__
-        case type():
-            content = _name(value)
-        case _ if is_dataclass(value):
-            content = {each.name: stable_form(getattr(value, each.name)) for each in fields(value)}
-        case _ if isinstance(call, FunctionType):
-            content = stable_form(value.__getstate__())
-        case _:
-            raise TypeError(f"a {_name(kind)}")
-    return [_name(kind), content, stable_form(call) if isinstance(call, FunctionType) else None]
-
-
 class FieldsOnly:
     """Mixin for frozen dataclasses that build an engine on first use: it is never pickled, only the fields are."""
 
@@ -266,7 +215,3 @@ def _constant(value: object) -> object:
     if isinstance(value, CodeType):
         return _code(value)
     return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
-
-
-def _name(named: Any) -> str:
-    return f"{named.__module__}.{named.__qualname__}"
