@@ -24,7 +24,7 @@ from midb.booster import Booster
 from midb.cluster import ROWS_PER_SHARD, Workers, map_on_cluster, rows_to_do
 from midb.distance import filter_by_edit_distance
 from midb.errors import ColumnError, GenerationError, MidbError, require_extra
-from midb.files import HUB, check_destination, check_fits, read_dataset, write_dataset
+from midb.files import HUB, check_out, read_dataset, write_dataset
 from midb.generators import (
     FunctionGenerator,
     Generator,
@@ -207,13 +207,13 @@ def boost(
     if out is None and shard is None and not dry_run:
         raise typer.BadParameter("give --out, where the result goes")
     if out is not None:
-        check_destination(out, source)
+        check_out(out, sources=[source])
     if ledger is not None:
         _check_ledger(ledger, source, out)
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
     pairs = _first(_named(read_dataset(source, config, split), columns), limit)
     if out is not None:
-        check_fits(pairs, out)
+        check_out(out, pairs)
     only_shows = dry_run and ledger is None
     base, adapter = (model, None) if base_url or only_shows else resolve_adapter(model)
     if only_shows and not base_url and Path(model).is_dir():  # a dry run asks no Hub what a name stands for
@@ -310,7 +310,7 @@ def filter_(
     ] = False,
 ) -> None:
     """Keep the edits that changed the most, by edit distance."""
-    check_destination(out, source)
+    check_out(out, sources=[source])
     try:
         keep: int | float = int(k) if k.isdigit() else float(k)
     except ValueError:
@@ -318,7 +318,7 @@ def filter_(
             f"-k {k!r} is not a number; give a count such as 720, or a share such as 0.3"
         ) from None
     edits = as_edits(read_dataset(source, config, split), columns=_columns(columns) if columns else None)
-    check_fits(edits, out)
+    check_out(out, edits)
     if not pooled and any(by not in part.column_names for part in _splits(edits)):
         raise ColumnError(
             f"there is no column {by!r}; name the one that tells languages apart with --by, or use --pooled"
@@ -347,7 +347,7 @@ def data(
     """Write the published expert edits as one clean dataset, saying row by row what was mended."""
     from midb import release
 
-    check_destination(out, source or "")
+    check_out(out, sources=[source or ""])
     wanted = [name.strip() for name in languages.split(",")] if languages else None
     if coachlm:
         edits = release.load_coachlm(source) if source else release.load_coachlm()
@@ -420,9 +420,9 @@ def judge(
         raise typer.BadParameter(
             "--max-cost needs --price, such as 0.15,0.60 for a million prompt and completion tokens"
         )
-    check_destination(out, source_a)
+    check_out(out, sources=[source_a])
     if source_b:
-        check_destination(out, source_b)
+        check_out(out, sources=[source_b])
     sampling = Sampling(max_tokens=max_tokens)
     asker = Judge(
         generator=_NOBODY, sampling=sampling, swap=not one_order, labels=labels, controls=controls, price=_price(price),
@@ -449,7 +449,7 @@ def judge(
     verdicts = replace(asker, generator=generator).compare(
         side_a, side_b, on=on, mode=mode, missing=missing, max_cost=max_cost
     )
-    check_fits(verdicts, out)
+    check_out(out, verdicts)
     write_dataset(verdicts, out, config)
     print(
         summarize(verdicts, names=(Path(source_a).stem, Path(source_b).stem if source_b else "raw"), price=asker.price)
