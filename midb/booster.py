@@ -1,83 +1,63 @@
 """Pairs → edits: what goes to the model, what comes back, and what each row becomes.
 
-Knows no engine (a `Generator` answers chats) and no rule of quality (guards judge an edit); it joins the two to a dataset.
+Knows no engine (a `Generator` answers chats), no loop (`run.py` asks) and no rule of quality (guards judge an edit).
 """
 
-import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
+from midb.cost import Price, count_tokens
 from midb.errors import ColumnError
-from midb.generators import Completion, Generator, Journal, TransformersGenerator, VLLMGenerator
-from midb.generators.base import fingerprint, stable_form, stream
+from midb.generators import Generator, Journal, TransformersGenerator, VLLMGenerator
+from midb.generators.base import fingerprint, settings_of
 from midb.generators.vllm import is_preferred
 from midb.generators.weights import adapter_record, resolve_adapter
-from midb.guards import DEFAULT_GUARDS, Guard, check
+from midb.guards import DEFAULT_GUARDS, Guard, check, guard_name, try_guards
 from midb.languages import language_code
-from midb.progress import RowBar, say
 from midb.prompts import PROMPT, TAGS, check_tags, parse_pair, render_messages
-from midb.review import summarize
-from midb.schema import (
-    PROVENANCE,
-    RAW,
-    AnyDataset,
-    Batch,
-    Message,
-    Pair,
-    as_pairs,
-    column_names,
-    in_format_of,
-    mapped,
-    without_format,
-)  # fmt: skip
+from midb.run import Ask, Reply, Row, Task, sampling_of
+from midb.schema import PAIR, PROVENANCE, RAW, Pair, as_pairs, column_names, without_format
 
-
-class Edit(NamedTuple):
-    """One row as the booster leaves it: the pair, the pair it came from, and how it went."""
-
-    instruction: str
-    input: str
-    response: str
-    raw_instruction: str
-    raw_input: str
-    raw_response: str
-    boost_status: str
-    boost_reason: str
-    boost_reply: str
-    boost_prompt_tokens: int | None
-    boost_completion_tokens: int | None
-    boosted_by: str
+TRIED_ROWS = 100  # on which guards of the user's own are tried before the first call
 
 
 @dataclass(frozen=True, kw_only=True)
-class Booster:
-    """Rewrite pairs with a tuned LLM, row by row: n rows in, n rows out, same order, nothing lost.
+class Booster(Task):
+    """Rewrite pairs with an LLM, row by row: n rows in, n rows out, same order, nothing lost.
 
-    A batch function: `booster(batch)` takes and returns a dict of columns, so `Dataset.map(batched=True)`, streams and
-    Ray take it as it is. `booster.map(ds)` is what most people want.
+    `booster.map(ds)` takes a dataset, splits or a stream; `booster.estimate(ds)` and `booster.preview(ds)` say before what
+    it takes and sends. A booster is also a batch function, for `Dataset.map(batched=True)` and Ray Data.
 
-    Reads: `instruction`, `input`, `response`, and `language` where there is one.
+    Reads: any shape that `as_pairs` takes, and `language` where there is one; a batch: `instruction`, `input`, `response`.
     Adds: `raw_instruction`, `raw_input`, `raw_response` (the pair as it came), `boost_status` (`boosted`; `unchanged`: the
     model left it so; `rejected`: the answer does not parse or a guard refused it; `failed`: no answer came, a rerun asks
-    again), `boost_reason` (`code: detail`, empty where the edit stands), `boost_reply` (the model's text where it was
-    rejected), `boost_prompt_tokens` and `boost_completion_tokens` (null where the engine does not say), `boosted_by` (who
-    was asked). A row that is not `boosted` keeps its raw pair.
+    again; `not_run`: the budget was spent), `boost_reason` (`code: detail`, empty where the edit stands), `boost_reply` (the
+    model's text where it was rejected), `boost_prompt_tokens` and `boost_completion_tokens` (null where the engine does not
+    say), `boosted_by` (the model), `boost_identity` (a hash of the run's settings), `boost_settings` (JSON: how the rows were
+    made). A row that is not `boosted` keeps its raw pair.
+    Rows: n → n.
 
     Args:
         generator: Who answers; wrap it in a `Journal` and a rerun asks only for what failed.
-        guards: Each may refuse an edit; the first reason counts. Text that does not parse never stands. A guard's code,
-            settings and closure are part of the identity; what it calls is not: when that changes, take another ledger.
+        guards: Each may refuse an edit; the first reason counts. Text that does not parse never stands.
         fields: `"all"`, or `"response"` to keep instruction and input as they came.
-        prompt: What the model is told, before the pair. The published prompt, and English for every language.
+        prompt: The instruction to the model, before the pair. The published prompt, in English for every language.
         tags: The instruction, input and response tag.
         parity: Send text unescaped, as the reference does; for comparisons on data you trust.
         language: The language of a dataset without a `language` column; None lets the guards judge from each row.
+        price: Money per million prompt and completion tokens, and a currency's word if you like; for `estimate`,
+            `max_cost` and the summary.
 
     Source: MIDB (arXiv 2505.17671); the prompt and tags are the published ones, the guards are ours.
     """
+
+    verb: ClassVar[str] = "boost"
+    counted: ClassVar[tuple[str, ...]] = ("boost_status", "boost_reason")
 
     generator: Generator
     guards: tuple[Guard, ...] = DEFAULT_GUARDS
@@ -86,6 +66,7 @@ class Booster:
     tags: tuple[str, str, str] = TAGS
     parity: bool = False
     language: str | None = None
+    price: Price | tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.fields not in ("all", "response"):
@@ -97,6 +78,7 @@ class Booster:
         check_tags(self.tags)
         if self.language is not None:
             language_code(self.language)
+        Price.of(self.price)
 
     @classmethod
     def from_pretrained(
@@ -128,128 +110,101 @@ class Booster:
         asked: dict[str, Any] = {} if record is None else {"prompt": record.prompt, "tags": record.tags}
         return cls(generator=generator if journal is None else Journal(generator, journal), **asked)
 
-    def identity(self) -> str:
-        """A hash over everything that can change a row, and nothing else.
+    def prepare(self, split: Any) -> Any:
+        """One split as pairs, checked before anything is paid.
 
         Raises:
-            ValueError: A guard holds what cannot be told from another of its kind.
+            ColumnError: The shape is not known, a text is null, a language is none, or the rows are edits already.
+            ValueError: A guard of yours does not work.
         """
-        guards = [_form(guard) for guard in self.guards]
-        own = [guards, self.fields, self.prompt, self.tags, self.parity, self.language]
-        return fingerprint("booster", version("midb"), self.generator.identity(), *own)
+        from datasets import Dataset, IterableDataset
 
-    def adds(self) -> dict[str, Any]:
-        """The columns that come out beside those that came in, with their `datasets` types."""
-        return _edit_features()
-
-    def preview(self, dataset: Any, n: int = 3) -> list[list[Message]]:
-        """The exact messages of the first `n` rows; calls nothing.
-
-        Reads: as `map`.
-
-        Raises:
-            ColumnError: As `map`.
-        """
-        split = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
-        rows = _checked(split).take(n)
-        return [self._messages(Pair(row["instruction"], row["input"], row["response"])) for row in rows]
-
-    def map(self, dataset: AnyDataset, *, batch_size: int | None = None, **map_arguments: Any) -> AnyDataset:
-        """Boost every row of a dataset, with one progress bar and a summary at the end.
-
-        Reads: any shape that `as_pairs` takes.  Adds: the columns of `Booster`.  Rows: n → n, same order; other columns untouched.
-
-        It always runs and never serves a cached result, which would keep `failed` rows forever: the journal makes a rerun free.
-
-        Args:
-            batch_size: Rows scheduled together; a batch ends with its slowest row. Default: 16,384; 64 for a streamed dataset.
-            map_arguments: For `Dataset.map`, such as `num_proc`.
-
-        Raises:
-            ColumnError: The dataset's shape is not known, a text is null, or it has been boosted before.
-            GenerationError: The engine is dead or refuses everything; what was answered is safe in the journal.
-        """
-        from datasets import Dataset
-
-        if isinstance(dataset, dict):
-            for name, split in dataset.items():  # a later split's fault is told before an earlier one is paid for
-                try:
-                    _checked(split)
-                except ColumnError as error:
-                    raise ColumnError(f"split {name!r}: {error}") from error
-            return type(dataset)(
-                {name: self.map(split, batch_size=batch_size, **map_arguments) for name, split in dataset.items()}
+        if not isinstance(split, Dataset | IterableDataset):
+            raise TypeError(
+                f"a {type(split).__name__} is no dataset; make it one first, e.g. Dataset.from_pandas(frame)"
             )
-        pairs = _checked(dataset)
-        added = _edit_features()
-        if not isinstance(pairs, Dataset):
-            return mapped(pairs, self, added, batch_size=batch_size or 64, **map_arguments)
-        # A fresh fingerprint: what is computed from these rows must not be served to a later run that healed some of them.
-        how = {"load_from_cache_file": False, "new_fingerprint": uuid.uuid4().hex, **map_arguments}
-        how["batch_size"] = batch_size or 16_384
-        if (map_arguments.get("num_proc") or 1) > 1:
-            edits = mapped(pairs, self, added, desc="boost", **how)
-        else:
-            with RowBar(len(pairs), "boost") as bar:
+        names = column_names(split)
+        if taken := [name for name in (*RAW, *PROVENANCE) if name in names]:
+            raise ColumnError(
+                f"the dataset has the columns {taken}, which a boost writes; rename them, or, if these are edits, say which side "
+                "to boost: booster.map(as_pairs(edits)), or the raw one with as_pairs(edits, columns={'instruction': "
+                "'raw_instruction', 'input': 'raw_input', 'response': 'raw_response'})"
+            )
+        pairs = without_format(as_pairs(split))
+        if "language" in names and pairs.features is not None:
+            _check_language(pairs)
+        tried = pairs.take(min(TRIED_ROWS, len(pairs))) if isinstance(pairs, Dataset) else []
+        try_guards(self.guards, [_pair(row) for row in tried] or [Pair("a", "", "b")], self.language)
+        return pairs
 
-                def count(edit: Edit) -> None:
-                    bar.count(edit.boost_completion_tokens, edit.boost_status == "failed")
+    def asks(self, row: Row) -> Sequence[Ask]:
+        """One prompt: the pair between its tags, under the instruction.
 
-                edits = mapped(pairs, lambda batch: self._boost(batch, count), added, **how)
-        say(summarize(edits))
-        return in_format_of(dataset, edits)
+        Raises:
+            ColumnError: A text is missing, or the language is none.
+        """
+        raw = _pair(row)
+        _code(row.get("language", self.language))
+        messages = render_messages(raw, self.prompt, tags=self.tags, parity=self.parity)
+        return [Ask(messages, expects=count_tokens([{"role": "assistant", "content": "\n".join(raw)}]))]
 
-    def __call__(self, batch: Batch) -> Batch:
-        """Boost one batch of columns."""
-        return self._boost(batch, lambda edit: None)
-
-    def _boost(self, batch: Batch, finished: Callable[[Edit], None]) -> Batch:
-        raws = _read_pairs(batch)
-        languages = _read_languages(batch, self.language)
-        edits: list[Any] = [None] * len(raws)
-        for position, completion in stream(self.generator, [self._messages(raw) for raw in raws]):
-            edits[position] = self._edit(raws[position], languages[position], completion)
-            finished(edits[position])
-        return {column: [edit[at] for edit in edits] for at, column in enumerate(Edit._fields)}
-
-    def _messages(self, raw: Pair) -> list[Message]:
-        return render_messages(raw, self.prompt, tags=self.tags, parity=self.parity)
-
-    def _edit(self, raw: Pair, language: str | None, completion: Completion) -> Edit:
+    def becomes(self, row: Row, replies: Sequence[Reply]) -> Row:
         """What one row becomes."""
+        raw, completion = _pair(row), replies[0].completion
         new = parse_pair(completion.text, tags=self.tags, parity=self.parity)
         if new is not None and self.fields == "response":
             new = Pair(raw.instruction, raw.input, new.response)
         if completion.error is not None:
-            status, reason = "failed", completion.error
+            status, reason = "not_run" if completion.finish_reason == "not_run" else "failed", completion.error
         elif new is not None and [text.strip() for text in new] == [text.strip() for text in raw]:
             status, reason = "unchanged", ""
         else:
+            language = _code(row.get("language", self.language))
             reason = check(self.guards, raw, new, language, completion) or ""
             status = "rejected" if reason else "boosted"
         stands = new if status == "boosted" and new is not None else raw
-        reply = completion.text if status == "rejected" else ""
-        tokens = (completion.prompt_tokens, completion.completion_tokens)
-        return Edit(*stands, *raw, status, reason, reply, *tokens, self.generator.name)
+        return {
+            **dict(zip(PAIR, stands, strict=True)), **dict(zip(RAW, raw, strict=True)), "boost_status": status, "boost_reason": reason,
+            "boost_reply": completion.text if status == "rejected" else "", "boost_prompt_tokens": completion.prompt_tokens,
+            "boost_completion_tokens": completion.completion_tokens,
+        }  # fmt: skip
+
+    def made(self) -> dict[str, str]:
+        """How the rows were made: `boosted_by`, `boost_identity`, `boost_settings`."""
+        return self._made
+
+    @cached_property
+    def _made(self) -> dict[str, str]:
+        """Once for a booster: an engine may read weights for it."""
+        settings = {
+            "midb": version("midb"), "prompt": self.prompt, "tags": self.tags, "fields": self.fields, "parity": self.parity,
+            "language": self.language, "guards": [guard_name(guard) for guard in self.guards],
+            "sampling": asdict(sampling_of(self.generator)), "generator": settings_of(self.generator),
+        }  # fmt: skip
+        return {
+            "boosted_by": self.generator.name,
+            "boost_identity": fingerprint(self.generator.identity(), settings),
+            "boost_settings": json.dumps(settings, sort_keys=True, ensure_ascii=False),
+        }
+
+    def adds(self) -> dict[str, Any]:
+        """The columns that come out beside those that came in, with their `datasets` types."""
+        from datasets import Value
+
+        counts = ("boost_prompt_tokens", "boost_completion_tokens")
+        return {name: Value("int64" if name in counts else "string") for name in (*PAIR, *RAW, *PROVENANCE)}
 
 
-def _checked(split: Any) -> Any:
-    """The split as pairs of plain Python text; refused where a boost would fail, or overwrite what another one said."""
-    from datasets import Dataset, IterableDataset
+def _pair(row: Row) -> Pair:
+    """The pair that a row holds.
 
-    if not isinstance(split, Dataset | IterableDataset):
-        raise TypeError(f"a {type(split).__name__} is no dataset; make it one first, e.g. Dataset.from_pandas(frame)")
-    names = column_names(split)
-    if taken := [name for name in (*RAW, *PROVENANCE) if name in names]:
-        raise ColumnError(
-            f"the dataset has the columns {taken}, which a boost writes; rename them, or, if these are edits, say which side "
-            "to boost: booster.map(as_pairs(edits)), or the raw one with as_pairs(edits, columns={'instruction': "
-            "'raw_instruction', 'input': 'raw_input', 'response': 'raw_response'})"
-        )
-    pairs = without_format(as_pairs(split))
-    if "language" in names and pairs.features is not None:
-        _check_language(pairs)
-    return pairs
+    Raises:
+        ColumnError: It holds none.
+    """
+    pair = Pair(row.get("instruction"), row.get("input") or "", row.get("response"))  # type: ignore[arg-type]
+    if not all(isinstance(text, str) for text in pair):
+        raise ColumnError(f"{pair!r:.80} is no pair of text; convert the dataset first: as_pairs(ds)")
+    return pair
 
 
 def _check_language(pairs: Any) -> None:
@@ -262,57 +217,19 @@ def _check_language(pairs: Any) -> None:
             f"the column 'language' is {kind}, not text; turn it into ISO codes such as 'fr', or rename it"
         )
     for name in pairs.unique("language") if isinstance(pairs, Dataset) else ():
-        if name:
-            _code(name)
+        _code(name)
 
 
-def _read_pairs(batch: Batch) -> list[Pair]:
-    if missing := [name for name in ("instruction", "response") if name not in batch]:
-        raise ColumnError(f"the batch lacks {missing}; convert the dataset first: as_pairs(ds)")
-    inputs = batch["input"] if "input" in batch else [None] * len(batch["instruction"])
-    pairs = [
-        Pair(instruction, input_ or "", response)
-        for instruction, input_, response in zip(batch["instruction"], inputs, batch["response"], strict=True)
-    ]
-    for row, pair in enumerate(pairs):
-        if not all(isinstance(text, str) for text in pair):
-            raise ColumnError(
-                f"row {row} of a batch holds {pair!r:.80}, where text is needed; convert the dataset first: as_pairs(ds)"
-            )
-    return pairs
+@lru_cache
+def _code(name: Any) -> str | None:
+    """The ISO code of a language; None of none.
 
-
-def _read_languages(batch: Batch, default: str | None) -> list[str | None]:
-    said = batch["language"] if "language" in batch else [default] * len(batch["instruction"])
-    codes: dict[str | None, str | None] = {None: None, "": None}
-    for name in said:
-        if name not in codes:
-            codes[name] = _code(name)
-    return [codes[name] for name in said]
-
-
-def _code(name: Any) -> str:
+    Raises:
+        ColumnError: It is no language.
+    """
     try:
-        return language_code(name)
+        return language_code(name) if name else None
     except (ValueError, AttributeError) as error:
         raise ColumnError(
             f"the column 'language' holds {name!r}; use ISO 639 codes such as 'fr', or rename the column if it means something else"
-        ) from error
-
-
-def _edit_features() -> dict[str, Any]:
-    from datasets import Value
-
-    integers = ("boost_prompt_tokens", "boost_completion_tokens")
-    return {name: Value("int64" if name in integers else "string") for name in Edit._fields}
-
-
-def _form(guard: Guard) -> list[Any]:
-    try:
-        return stable_form(guard)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"the guard {guard!r:.80} holds what cannot be told from another of its kind ({error}), so that rows made with "
-            "another could pass for its own; make it a function or a frozen dataclass that holds numbers, text, tuples and "
-            "such functions only, and let it load the rest in a cached_property"
         ) from error

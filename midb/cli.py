@@ -21,7 +21,6 @@ from rich.markup import escape as plain
 from rich.table import Table
 
 from midb.booster import Booster
-from midb.cluster import ROWS_PER_SHARD, Workers, map_on_cluster, rows_to_do
 from midb.distance import filter_by_edit_distance
 from midb.errors import ColumnError, GenerationError, MidbError, require_extra
 from midb.files import HUB, check_out, read_dataset, write_dataset
@@ -41,7 +40,6 @@ from midb.hub.commands import COMMANDS as PUSH
 from midb.hub.commands import NO_HUB, asked_as_trained
 from midb.judging.comparisons import Missing, Mode
 from midb.prompts import PROMPT
-from midb.review import summarize
 from midb.schema import as_edits, as_pairs
 from midb.train.__main__ import train
 
@@ -172,58 +170,26 @@ def boost(
     batch_size: BatchSize = 8,
     max_tokens: MaxTokens = 2048,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    ledger: Annotated[
-        str | None,
-        typer.Option(
-            help="Keep finished row ranges there, a folder or a URL such as s3://bucket/run, in place of a journal; "
-            "with --dry-run, say how many rows are left."
-        ),
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(help="i/n: only the i-th of n shares, from 0, without --out; the call without it gathers."),
-    ] = None,
-    rows_per_shard: Annotated[
-        int | None, typer.Option(min=1, help="Rows of a range of --ledger.", show_default=str(ROWS_PER_SHARD))
-    ] = None,
-    gather: Annotated[
-        bool,
-        typer.Option("--gather", help="Put together what is in --ledger, failed rows as they are, and ask nobody."),
-    ] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Ray workers, with a model each; without it this process works alone.")
-    ] = None,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each worker.")] = 0,
     journal: JournalPath = None,
     no_journal: NoJournal = False,
     dry_run: DryRun = False,
 ) -> None:
     """Boost a dataset; run the same command again to ask only for what failed."""
-    if ledger is None and (shard or workers or rows_per_shard or gather):
-        raise typer.BadParameter(
-            "--shard, --workers, --rows-per-shard and --gather need --ledger, where finished row ranges lie"
-        )
-    share = _share(shard, out, workers, gpus)
-    if out is None and shard is None and not dry_run:
+    if out is None and not dry_run:
         raise typer.BadParameter("give --out, where the result goes")
     if out is not None:
         check_out(out, sources=[source])
-    if ledger is not None:
-        _check_ledger(ledger, source, out)
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
     pairs = _first(_named(read_dataset(source, config, split), columns), limit)
     if out is not None:
         check_out(out, pairs)
-    only_shows = dry_run and ledger is None
-    base, adapter = (model, None) if base_url or only_shows else resolve_adapter(model)
-    if only_shows and not base_url and Path(model).is_dir():  # a dry run asks no Hub what a name stands for
+    base, adapter = (model, None) if base_url or dry_run else resolve_adapter(model)
+    if dry_run and not base_url and Path(model).is_dir():  # a dry run asks no Hub what a name stands for
         adapter = model
     booster = Booster(generator=_NOBODY, fields=fields, language=language, **asked_as_trained(adapter, prompt))
-    if only_shows:
-        for dataset in _splits(pairs):
-            for start in range(0, len(dataset), 1000):
-                for messages in booster.preview(dataset.skip(start), 1000):
-                    print(json.dumps({"model": model, "messages": messages, **asdict(sampling)}, ensure_ascii=False))
+    if dry_run:
+        for ask in booster.requests(pairs):
+            print(json.dumps({"model": model, "messages": ask.messages, **asdict(sampling)}, ensure_ascii=False))
         return
     generator: Generator
     if base_url is not None:
@@ -233,42 +199,16 @@ def boost(
         )
     else:
         generator = _local(base, adapter, engine, dtype, batch_size, sampling)
-    if not no_journal and (kept := journal or (_journal_of(out) if out and not ledger else None)):
+    if not no_journal and (kept := journal or (_journal_of(out) if out else None)):
         generator = Journal(generator, kept)
-    booster = replace(booster, generator=generator)
-    if ledger is None:
-        edits = booster.map(pairs)
-    else:
-        for each in _splits(pairs):
-            booster.preview(each, 0)  # what a boost would refuse, before anything is paid for
-        how: dict[str, Any] = {"shard": share, "retry_failed": not gather}
-        how["rows_per_shard"] = rows_per_shard or ROWS_PER_SHARD
-        if dry_run or gather:
-            to_do = rows_to_do(as_pairs(pairs), booster, ledger, **how)
-            left = sum(rows > 0 for rows in to_do.values())
-            if dry_run:
-                rows = sum(to_do.values())
-                print(f"{len(to_do):,} shards, {len(to_do) - left:,} of them whole; {rows:,} rows would be asked")
-                return
-            if left:
-                raise MidbError(
-                    f"{left:,} of {len(to_do):,} shards are not in {ledger}; let the others come to their end, or leave out --gather "
-                    "to do the rest here"
-                )
-        pool = Workers(workers, gpus=gpus) if workers and not gather else None
-        edits = map_on_cluster(as_pairs(pairs), booster, ledger, workers=pool, **how)
+    edits = replace(booster, generator=generator).map(pairs)
     splits = _splits(edits)
-    if out is not None:
-        write_dataset(edits, out, config)
+    write_dataset(edits, str(out), config)
     _report(splits)
-    _console().print(
-        f"written to {plain(out)}"
-        if out
-        else f"share {shard} is in {plain(str(ledger))}; the same command without --shard gathers"
-    )
-    if failed := sum(sum(summarize(each).failed.values()) for each in splits):
+    _console().print(f"written to {plain(str(out))}")
+    if failed := sum(each["boost_status"][:].count("failed") for each in splits):
         _stop(
-            f"{failed:,} rows failed and keep their raw text (boost_reason says why); the same command {'without --gather ' * gather}asks again for those alone",
+            f"{failed:,} rows failed and keep their raw text (boost_reason says why); the same command asks again for those alone",
             3,
         )
 
@@ -538,35 +478,6 @@ push = typer.Typer(help="Publish to the Hub, with a card that tells the truth.",
 for _name, _command in PUSH.items():
     push.command(_name)(_plain_errors(_command))
 app.add_typer(push, name="push")
-
-
-def _share(shard: str | None, out: str | None, workers: int | None, gpus: float) -> tuple[int, int]:
-    """The share that `--shard` means, of options that go together."""
-    if gpus and workers is None:
-        raise typer.BadParameter("--gpus is for each of --workers; say how many of those")
-    if shard and out:
-        raise typer.BadParameter(
-            "--shard does a share and --out is for the whole: leave --out to the last call, without --shard"
-        )
-    if shard is None:
-        return 0, 1
-    try:
-        index, count = map(int, shard.split("/"))
-        if 0 <= index < count:
-            return index, count
-    except ValueError:
-        pass
-    raise typer.BadParameter(f"--shard {shard!r} is no share; write i/n, with i from 0 to n - 1, such as 0/16")
-
-
-def _check_ledger(ledger: str, source: str, out: str | None) -> None:
-    """Refuse a folder that the result would replace, or whose shards would be read as rows of the source."""
-    if "://" in ledger:
-        return
-    place = Path(ledger).resolve()
-    for name, other in (("the source", source), ("--out", out)):
-        if other and "://" not in other and place.is_relative_to(Path(other).resolve()):
-            raise ValueError(f"--ledger {ledger} lies in {name} {other}; give the ledger a folder of its own")
 
 
 def _local(

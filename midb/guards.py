@@ -6,6 +6,9 @@ when it is sure, because a wrong refusal costs a good edit. Knows pairs, languag
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from inspect import isroutine
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +45,8 @@ def check(
         completion: What the generator returned.
 
     Returns:
-        The first reason, as `code` or `code: detail`; None when the edit may stand.
+        The first reason, as `code` or `code: detail`; None when the edit may stand. A guard that raises, or returns
+        something else than text or None, gives the reason `guard_failed: …`: the row keeps its raw pair, others go on.
     """
     if new is None:
         return "truncated" if completion.finish_reason == "length" else "unparsed"
@@ -50,11 +54,36 @@ def check(
         try:
             reason = guard(raw, new, language, completion)
         except Exception as error:
-            error.add_note(f"raised by {guard!r}, a guard, which is called with (raw, new, language, completion)")
-            raise
+            return _reason("guard_failed", f"{guard_name(guard)} raised {type(error).__name__}: {error}", 200)
+        if reason is not None and not isinstance(reason, str):
+            return _reason("guard_failed", f"{guard_name(guard)} returned {reason!r}", 200)
         if reason:
             return reason
     return None
+
+
+def guard_name(guard: Guard) -> str:
+    """Where a guard is defined: `module.function`, or the type of an object that is called."""
+    named: Any = guard.func if isinstance(guard, partial) else guard
+    named = named if isroutine(named) else type(named)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def try_guards(guards: Sequence[Guard], pairs: Sequence[Pair], language: str | None) -> None:
+    """Call guards of the user's own on raw pairs, before anything is paid.
+
+    Raises:
+        ValueError: A guard cannot be called with four arguments, raises, or returns something else than text or None.
+    """
+    for guard in (each for each in guards if not guard_name(each).startswith("midb.")):
+        for row, raw in enumerate(pairs):
+            for new in (raw, raw._replace(response=f"{raw.response}\n{raw.instruction}")):
+                found = check((guard,), raw, new, language, Completion(new.response))
+                if found and found.startswith("guard_failed"):
+                    raise ValueError(
+                        f"{found.partition(': ')[2]} on row {row}, where it was tried before the first call; a guard is called "
+                        "with (raw, new, language, completion) and returns a reason (text) or None"
+                    )
 
 
 # --- cut, empty, left over: certain and cheap ------------------------------------------------------------------------
@@ -359,11 +388,11 @@ DEFAULT_GUARDS: tuple[Guard, ...] = (
 DETAIL = 60  # characters of the dataset's text that a reason may quote
 
 
-def _reason(code: str, detail: str) -> str:
+def _reason(code: str, detail: str, most: int = DETAIL) -> str:
     """One line of printable text, whatever the dataset holds."""
-    clean = "".join(char if char.isprintable() else " " for char in detail[: 4 * DETAIL])
+    clean = "".join(char if char.isprintable() else " " for char in detail[: 4 * most])
     clean = " ".join(clean.split())
-    return f"{code}: {clean if len(clean) <= DETAIL else clean[: DETAIL - 1] + '…'}"
+    return f"{code}: {clean if len(clean) <= most else clean[: most - 1] + '…'}"
 
 
 def _changed(raw: Pair, new: Pair) -> Iterator[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""One progress bar over rows as they finish inside a large batch, in place of the one over batches that `map` draws.
+"""One progress bar over rows as they finish inside a large batch, in place of the bar over batches that `map` draws.
 
 Knows the bars of `datasets` and their switch; not what the rows are.
 """
@@ -10,15 +10,14 @@ class RowBar:
     Args:
         rows: How many there will be.
         what: The word before the bar.
-        unit: What is counted.
     """
 
-    def __init__(self, rows: int, what: str, unit: str = "rows") -> None:
+    def __init__(self, rows: int, what: str) -> None:
         from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, tqdm
 
         self._shown = not are_progress_bars_disabled()
         self._hide, self._show = disable_progress_bars, enable_progress_bars
-        self._bar = tqdm(total=rows, unit=f" {unit}", desc=what)
+        self._bar = tqdm(total=rows, unit=" rows", desc=what)
         self._tokens = 0
         self._failed = 0
 
@@ -32,15 +31,14 @@ class RowBar:
         if self._shown:
             self._show()
 
-    def count(self, tokens: int | None, failed: int, rows: int = 1) -> None:
-        """One row is done, or many at once: those are drawn, as it may take long until the next."""
-        self._tokens += tokens or 0
+    def count(self, tokens: int, failed: bool, spent: str = "") -> None:
+        """Count one finished row, its completion tokens, and show the money spent so far."""
+        self._tokens += tokens
         self._failed += failed
-        if self._bar.update(rows) or rows > 1:  # only where it is drawn a new text is worth its time
+        if self._bar.update():  # a new text only where the bar is drawn
             elapsed = self._bar.format_dict["elapsed"] or 1
-            self._bar.set_postfix_str(
-                f"{self._tokens / elapsed:,.0f} tokens/s, {self._failed} failed", refresh=rows > 1
-            )
+            rate = f"{self._tokens / elapsed:,.0f} tokens/s, {self._failed} failed"
+            self._bar.set_postfix_str(f"{rate}, {spent} spent" if spent else rate, refresh=False)
 
 
 def say(text: object) -> None:

@@ -60,6 +60,7 @@ RAW = tuple(f"raw_{column}" for column in PAIR)
 # What a booster adds beside the raw_ twins, and what `as_pairs` therefore takes off again.
 PROVENANCE = (
     "boost_status", "boost_reason", "boost_reply", "boost_prompt_tokens", "boost_completion_tokens", "boosted_by",
+    "boost_identity", "boost_settings",
 )  # fmt: skip
 
 _SHAPES = (

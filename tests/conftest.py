@@ -2,9 +2,16 @@
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
+
+# Each process of a parallel run has caches of its own and one thread a core.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ["OMP_NUM_THREADS"] = "1"
+    CACHE = tempfile.TemporaryDirectory(prefix=f"midb-tests-{worker}-", ignore_cleanup_errors=True)
+    os.environ["HF_DATASETS_CACHE"] = CACHE.name
 
 signal.signal(
     signal.SIGINT, signal.default_int_handler

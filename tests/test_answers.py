@@ -1,5 +1,7 @@
 """Any generator answers an evaluation set: turn after turn, nothing lost, and a rerun asks only for what is missing."""
 
+import json
+
 import pytest
 from datasets import Dataset, List, Value, disable_progress_bars, enable_progress_bars
 from hypothesis import given
@@ -10,7 +12,8 @@ from midb.generators import Completion, FunctionGenerator, Journal, Sampling
 from midb.judging.answers import answer
 from midb.prompts import escape
 
-ADDED = ["answers", "answer_status", "answer_error", "prompt_tokens", "completion_tokens", "answered_by"]
+MADE = ["answered_by", "answer_identity", "answer_settings"]
+ADDED = ["answers", "answer_status", "answer_error", "prompt_tokens", "completion_tokens", *MADE]
 
 
 def echo(messages):
@@ -32,7 +35,8 @@ def test_every_turn_of_every_row_is_answered_in_order_beside_the_other_columns()
     assert answered.column_names == ["id", "turns", "language", *ADDED]
     assert answered.features["answers"] == List(Value("string"))
     assert answered["answers"][:] == [["1: a1", "3: a2"], ["1: b1"], ["1: c1", "3: c2"]]
-    assert answered[0] == {
+    assert json.loads(answered[0].pop("answer_settings"))["generator"] == {"engine": "function", "model": "student"}
+    assert answered.remove_columns(["answer_identity", "answer_settings"])[0] == {
         "id": 0,
         "turns": ["a1", "a2"],
         "language": "fr",
@@ -164,8 +168,8 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_asked(columns, na
 
 
 def test_what_is_no_dataset_is_refused():
-    with pytest.raises(TypeError, match="choose a split"):
-        answer({"train": questions(["a"])}, FunctionGenerator(never))
+    with pytest.raises(TypeError, match="from_list"):
+        answer([{"question": "a"}], FunctionGenerator(never))
 
 
 def test_a_run_that_died_asks_only_for_what_is_missing(tmp_path):
@@ -249,7 +253,7 @@ def test_a_summary_says_how_it_went_unless_bars_are_switched_off(capsys):
     answer(questions(["a1", "a2"], ["b"]), FunctionGenerator(sick))
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(
-        "2 rows: 1 answered, 0 truncated, 0 empty, 1 failed (http_503 1); 20 prompt and 6 completion"
+        "2 rows: failed 1 (http_503 1), answered 1; 3 calls, 0 of them remembered; 20 prompt and 6 completion"
     )
     disable_progress_bars()
     try:

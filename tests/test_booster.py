@@ -1,20 +1,17 @@
-import os
+import json
 import pickle
-import re
 import subprocess
 import sys
-from dataclasses import dataclass
-from functools import cached_property, partial
-from threading import Lock
-from typing import NamedTuple
+from dataclasses import replace
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Value, enable_progress_bars
 
-from midb import Booster, ColumnError, GenerationError, as_pairs
+import midb
+from midb import Booster, ColumnError, GenerationError, Sampling, as_pairs
 from midb.generators import Completion, FunctionGenerator, Journal
-from midb.prompts import PROMPT, parse_pair, render_pair
-from midb.review import summarize
+from midb.guards import DEFAULT_GUARDS, empty
+from midb.prompts import PROMPT, TAGS, parse_pair, render_pair
 from midb.schema import PAIR, PROVENANCE, RAW, Pair
 
 LONG = " Il cielo è blu perché la luce del sole viene diffusa dall'aria."
@@ -249,8 +246,7 @@ def test_an_empty_dataset_and_an_empty_split_come_back_with_their_columns():
     splits = booster.map(DatasetDict(train=dataset(2), test=dataset(1).select([])))
     assert len(splits["train"]) == 2
     assert splits["test"].features == splits["train"].features
-    assert summarize(splits).boosted == 2
-    assert summarize(splits["test"]).rows == 0
+    assert splits["train"]["boost_status"][:] == ["boosted"] * 2
 
 
 def test_a_fault_in_a_later_split_is_told_before_an_earlier_one_is_paid_for():
@@ -295,168 +291,88 @@ def test_two_functions_never_share_a_journal_entry(tmp_path):
     assert [one.generate(chat)[0].text, two.generate(chat)[0].text] == ["one", "two"]
 
 
-def test_a_guard_with_settings_is_part_of_the_identity():
-    def at_most(raw, new, language, completion, limit):
-        return "too_long" if len(new.response) > limit else None
-
-    short, long = (
-        Booster(generator=FunctionGenerator(improve), guards=(partial(at_most, limit=n),)) for n in (5, 5000)
-    )
-    assert short.identity() != long.identity()
-    assert (short.map(dataset(1))[0]["boost_reason"], long.map(dataset(1))[0]["boost_status"]) == (
-        "too_long",
-        "boosted",
-    )
-
-
-def guarded(*guards):
-    return Booster(generator=FunctionGenerator(improve, name="a"), guards=guards).identity()
-
-
-def test_an_edited_guard_is_another_one():
-    edits = ("len(new.response) > 5", "len(new.response) > 6", "len(raw.response) > 5", "len(new.response) >= 5")
-    identities = set()
-    for condition in edits:
-        made = {}
-        exec(f"def rule(raw, new, language, completion):\n    return 'long' if {condition} else None", made)
-        identities.add(guarded(made["rule"]))
-    assert len(identities) == len(edits)
-
-
-def test_what_a_guard_catches_is_part_of_it():
-    identities = set()
-    for body in ("number = int(new.input)\n try: return", "try: number = int(new.input); return"):
-        made = {}
-        exec(
-            f"def rule(raw, new, language, completion):\n {body} int(new.response) and None\n except ValueError: return 'no'",
-            made,
-        )
-        identities.add(guarded(made["rule"]))
-    assert len(identities) == 2
-
-
-def test_guards_of_one_factory_differ_by_what_they_hold():
-    def max_len(limit):
-        return lambda raw, new, language, completion: "long" if len(new.response) > limit else None
-
-    def without(words):
-        def rule(raw, new, language, completion, *, words=words):
-            return next((word for word in words if word in new.response), None)
-
-        return rule
-
-    assert guarded(max_len(5)) == guarded(max_len(5))
-    holding = [*map(max_len, (5, 10, 5.0, None)), *map(without, ({"a"}, {"a", "b"}, ("a", "b"), [b"a"], {"a": 1}))]
-    holding += [max_len(max_len(5)), without(re.compile("a")), without(re.compile("a", re.IGNORECASE)), max_len(len)]
-    assert len({guarded(each) for each in holding}) == len(holding)
-
-
-def test_lambdas_are_told_apart_by_what_they_say():
-    assert guarded(lambda *_: "a") != guarded(lambda *_: "b")
-    # fmt: off
-    assert guarded(lambda *_: "a") == guarded(
-        lambda *_: "a")
-    # fmt: on
-
-
-@dataclass(frozen=True)
-class AtMost:
-    limit: int
-
-    @cached_property
-    def heavy(self):
-        return Lock()
+class Stubborn:
+    """A guard may be an object."""
 
     def __call__(self, raw, new, language, completion):
-        return "long" if self.heavy and len(new.response) > self.limit else None
+        return "stubborn"
 
 
-class Shorter:
-    def __init__(self, limit):
-        self.limit = limit
-
-    def __call__(self, raw, new, language, completion):
-        return "long" if len(new.response) > self.limit else None
+def two_arguments(raw, new):
+    return None
 
 
-class Longer(NamedTuple):
-    limit: int
-
-    def __call__(self, raw, new, language, completion):
-        return "short" if len(new.response) < self.limit else None
+def returns_true(raw, new, language, completion):
+    return True
 
 
-@pytest.mark.parametrize("kind", [AtMost, Shorter, Longer])
-def test_a_guard_may_be_an_object_and_is_its_fields_and_its_code(kind, monkeypatch):
-    booster = Booster(generator=FunctionGenerator(improve, name="a"), guards=(kind(5),))
-    before = booster.identity()
-    assert pickle.loads(pickle.dumps(booster)).identity() == before == guarded(kind(5)) != guarded(kind(6))
-    booster.map(dataset(1))
-    assert booster.identity() == before
-    monkeypatch.setattr(kind, "__call__", lambda self, raw, new, language, completion: None)
-    assert booster.identity() != before
+def returns_a_number(raw, new, language, completion):
+    return 0
 
 
-def test_a_guard_that_cannot_be_told_from_another_is_refused_where_it_is_to_be_remembered():
-    def holding(thing):
-        return lambda raw, new, language, completion: str(thing)
-
-    for thing, kind in ((Lock(), "_thread.lock"), (object(), "builtins.object"), ([zip()], "builtins.zip")):
-        booster = Booster(generator=FunctionGenerator(improve), guards=(holding(thing),))
-        with pytest.raises(ValueError, match=rf"the guard <function .*\(a {kind}\).*; make it a function or a frozen"):
-            booster.identity()
-        assert booster.map(dataset(1))["boost_status"] == ["rejected"]
-    endless = []
-    endless.append(endless)
-    with pytest.raises(ValueError, match="recursion"):
-        guarded(holding(endless))
+def raises(raw, new, language, completion):
+    raise KeyError("colour")
 
 
-RULES = """
-import re
-from dataclasses import dataclass
-from functools import partial
-from midb import Booster
-from midb.generators import FunctionGenerator
-from midb.guards import DEFAULT_GUARDS
-def plain(raw, new, language, completion, measure=len, *, words=frozenset({"un", "deux", "trois", "quatre"})):
-    return "bad" if new.input in {"one", "two", "three", "four"} or language in words else None
-def holding(thing):
-    return lambda raw, new, language, completion: "bad" if thing else None
-@dataclass(frozen=True)
-class Rule:
-    words: frozenset[str]
-    def __call__(self, raw, new, language, completion):
-        return "bad" if new.input in {"one", "two", "three", "four"} else None
-some = (plain, partial(plain, measure=plain), holding(re.compile("a")), holding({"x", "y", "z"}), Rule(frozenset("abcdef")))
-print(Booster(generator=FunctionGenerator(plain), guards=(*DEFAULT_GUARDS, *some)).identity())
-"""
+def raises_on_the_second_row(raw, new, language, completion):
+    return {}["colour"] if "1" in raw.instruction else None
 
 
-def test_the_identity_is_the_same_in_another_process_and_at_another_place(tmp_path):
-    said = []
-    for seed, folder, above in (("1", "a", ""), ("2", "b", "\n\n")):
-        script = tmp_path / folder / "rules.py"
-        script.parent.mkdir()
-        script.write_text(above + RULES)
-        environment = os.environ | {"PYTHONHASHSEED": seed}
-        run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
-        said.append(run.stdout)
-    assert len(said[0].strip()) == 16
-    assert said[0] == said[1]
+@pytest.mark.parametrize(
+    ("guard", "row"),
+    [(two_arguments, 0), (returns_true, 0), (returns_a_number, 0), (raises, 0), (raises_on_the_second_row, 1)],
+)
+def test_a_guard_that_does_not_work_is_named_with_its_row_before_the_first_call(guard, row):
+    asked = []
+    booster = Booster(generator=FunctionGenerator(lambda m: asked.append(m) or ""), guards=(*DEFAULT_GUARDS, guard))
+    with pytest.raises(
+        ValueError, match=rf"{guard.__name__} (raised|returned).*row {row}.*\(raw, new, language, completion\)"
+    ):
+        booster.map(dataset(3))
+    if row == 0:
+        with pytest.raises(ValueError, match=guard.__name__):
+            booster.map(dataset(3).to_iterable_dataset())
+    assert not asked
 
 
-def test_a_broken_guard_is_named():
+def test_a_guard_that_breaks_on_an_answer_refuses_that_row_alone():
+    def breaks(raw, new, language, completion):
+        if new.response.endswith(LONG):
+            return True if "1" in raw.instruction else 1 / 0 if "2" in raw.instruction else None
+        return None
+
+    edits = Booster(generator=FunctionGenerator(improve), guards=(breaks,)).map(dataset(4))
+    assert edits["boost_status"][:] == ["boosted", "rejected", "rejected", "boosted"]
+    assert [reason.partition(":")[0] for reason in edits["boost_reason"]] == ["", "guard_failed", "guard_failed", ""]
+    assert "returned True" in edits[1]["boost_reason"]
+    assert "ZeroDivisionError" in edits[2]["boost_reason"]
+    assert edits["response"][1:3] == edits["raw_response"][1:3]
+
+
+def test_guards_must_be_a_tuple():
     with pytest.raises(ValueError, match="DEFAULT_GUARDS, my_guard"):
         Booster(generator=FunctionGenerator(improve), guards=lambda raw, new: None)
 
-    def two_arguments(raw, new):
-        return None
 
-    with pytest.raises(TypeError) as error:
-        Booster(generator=FunctionGenerator(improve), guards=(two_arguments,)).map(dataset(1))
-    assert "two_arguments" in error.value.__notes__[0]
-    assert "(raw, new, language, completion)" in error.value.__notes__[0]
+def test_rows_say_how_they_were_made():
+    booster = Booster(
+        generator=FunctionGenerator(improve, name="teacher", sampling=Sampling(temperature=0.5)), guards=(empty, Stubborn()),
+        prompt="Improve.", fields="response", language="it",
+    )  # fmt: skip
+    edits = booster.map(dataset(3))
+    settings = json.loads(edits[0]["boost_settings"])
+    assert set(edits["boost_settings"]) == {edits[0]["boost_settings"]}
+    assert {name: settings[name] for name in ("prompt", "fields", "language", "parity")} == {
+        "prompt": "Improve.", "fields": "response", "language": "it", "parity": False,
+    }  # fmt: skip
+    assert settings["guards"] == ["midb.guards.empty", f"{__name__}.Stubborn"]
+    assert settings["generator"] == {"engine": "function", "model": "teacher"}
+    assert (settings["sampling"]["temperature"], settings["tags"], settings["midb"]) == (
+        0.5,
+        list(TAGS),
+        midb.__version__,
+    )
+    assert len(edits[0]["boost_identity"]) == 16
 
 
 def test_what_is_no_dataset_is_refused_with_the_way_out():
@@ -464,17 +380,22 @@ def test_what_is_no_dataset_is_refused_with_the_way_out():
         Booster(generator=FunctionGenerator(improve)).map(dataset(1).to_pandas())
 
 
-def test_identity_follows_what_can_change_a_row():
+def test_the_identity_follows_what_can_change_a_row():
+    def identity(booster):
+        return booster.made()["boost_identity"]
+
     one = Booster(generator=FunctionGenerator(improve, name="a"))
-    assert one.identity() == pickle.loads(pickle.dumps(one)).identity()
+    assert identity(one) == identity(pickle.loads(pickle.dumps(one)))
+    assert identity(one) == identity(replace(one, price=(1, 2)))
     others = [
         Booster(generator=FunctionGenerator(improve, name="b")),
+        Booster(generator=FunctionGenerator(improve, name="a", sampling=Sampling(max_tokens=7))),
         Booster(generator=FunctionGenerator(improve, name="a"), fields="response"),
         Booster(generator=FunctionGenerator(improve, name="a"), prompt="Improve."),
         Booster(generator=FunctionGenerator(improve, name="a"), guards=()),
         Booster(generator=FunctionGenerator(improve, name="a"), parity=True),
     ]
-    assert len({booster.identity() for booster in (one, *others)}) == 6
+    assert len({identity(booster) for booster in (one, *others)}) == 7
 
 
 def test_worker_processes_give_the_same_rows():
@@ -486,23 +407,13 @@ def test_the_summary_counts_rows_reasons_and_tokens(capsys):
     generator = answers(
         **{"0": "junk", "1": "junk", "2": Completion("", "error", error="timeout: 60 s"), "3": "<|instruction|>"}
     )
-    booster = Booster(generator=generator)
     enable_progress_bars()
-    edits = booster.map(dataset(5))
-    summary = summarize(edits)
-    assert (summary.rows, summary.boosted, summary.unchanged, summary.rejected, summary.failed) == (
-        5,
-        0,
-        1,
-        {"unparsed": 3},
-        {"timeout": 1},
-    )
-    assert str(summary) in capsys.readouterr().err
-    assert "3 (unparsed 3) rejected, 1 (timeout 1) failed" in str(summary)
-    with pytest.raises(ColumnError, match=r"booster\.map"):
-        summarize(dataset(1))
-    with pytest.raises(ColumnError, match="stream"):
-        summarize(edits.to_iterable_dataset())
+    Booster(generator=generator).map(dataset(5))
+    said = capsys.readouterr().err
+    assert "5 rows: rejected 3 (unparsed 3); " in said
+    assert "failed 1 (timeout 1)" in said
+    assert "unchanged 1; " in said
+    assert "5 calls, 0 of them remembered" in said
 
 
 @pytest.mark.slow

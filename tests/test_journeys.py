@@ -11,11 +11,11 @@ from itertools import islice
 import pytest
 from datasets import Dataset
 from fake_openai import FakeOpenAI
+from midb.review import summarize
 from test_transformers import make_model
 
 from midb import Booster, release
 from midb.generators import Journal, OpenAIGenerator, Sampling, TransformersGenerator
-from midb.review import summarize
 
 FAULTS = ["429:0", "500", "hang", "reset", "broken", "empty", "null", "html", "400", "length", "ok"]
 

@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from datasets import Dataset, disable_progress_bars, enable_progress_bars
+from datasets import Dataset, concatenate_datasets, disable_progress_bars, enable_progress_bars
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -499,7 +499,7 @@ def test_a_budget_that_is_no_amount_is_refused(nothing):
         judge(by_length, price=(1, 1)).compare(LONG, SHORT, max_cost=nothing)
 
 
-def test_the_estimate_counts_calls_controls_and_money_and_asks_nobody():
+def test_the_estimate_counts_calls_controls_and_money_and_makes_no_call():
     def nobody(messages):
         raise AssertionError("asked")
 
@@ -511,7 +511,7 @@ def test_the_estimate_counts_calls_controls_and_money_and_asks_nobody():
     assert estimate.cost == pytest.approx((estimate.prompt_tokens * 1.0 + estimate.completion_tokens * 4.0) / 1e6)
     assert estimate.cost_at_most > estimate.cost
     assert len(list(instance.preview(LONG, same, None))) == estimate.calls
-    assert "6 comparisons, 24 calls (identical 2 without a call)" in str(estimate)
+    assert "6 rows, 24 calls (identical 2 without a call)" in str(estimate)
 
 
 def test_controls_live_in_the_rows_that_they_were_made_from():
@@ -552,12 +552,14 @@ def test_the_controls_are_the_same_whichever_dataset_comes_first():
     bad = answers(rows, lambda row: "non" if row["id"] % 3 else "")
 
     def controls(one, other):
-        return [list(messages) for messages in judge(by_length, controls=3).preview(one, other, 2 * 4 * 3)]
+        planned = [control for row in as_comparisons(one, other, controls=3)["planned"] for control in row]
+        return sorted(planned, key=str)
 
+    assert len(controls(good, bad)) == 4 * 3
     assert controls(good, bad) == controls(bad, good)
-    shown_first = [shown(messages)[0] for messages in controls(good, bad)[::2]]
-    assert any(text == "non" for text in shown_first)
-    assert any(text.startswith("une") for text in shown_first)
+    hosts = [control["answer_a"][0] for control in controls(good, bad)]
+    assert "non" in hosts
+    assert any(text.startswith("une") for text in hosts)
 
 
 def test_one_question_in_each_language_still_makes_every_kind_of_control():
@@ -705,22 +707,28 @@ def test_a_judge_that_cannot_be_is_refused(how):
 
 
 def test_the_identity_holds_what_can_change_a_verdict_and_nothing_else():
+    def identity(judge):
+        return judge.made()["judge_identity"]
+
     base = judge(by_length)
     changing = [
         {"strict": True}, {"swap": False}, {"labels": "random"}, {"sampling": Sampling(max_tokens=9)}, {"parity": True},
         {"prompts": JudgePrompts(answers=JudgePrompts().answers._replace(system="Judge."))}, {"check_language": False},
     ]  # fmt: skip
-    assert len({judge(by_length, **how).identity() for how in changing} | {base.identity()}) == 8
-    assert judge(by_length, price=(1, 1), controls=5).identity() == base.identity()
+    assert len({identity(judge(by_length, **how)) for how in changing} | {identity(base)}) == 8
+    assert identity(judge(by_length, price=(1, 1), controls=5)) == identity(base)
 
 
-def test_the_batch_function_judges_comparison_rows_as_compare_does():
-    comparisons = as_comparisons(LONG, SHORT)
-    instance = judge(by_length)
-    mapped = comparisons.map(instance, batched=True, batch_size=2)
+def test_every_way_of_judging_gives_the_same_rows_with_their_controls():
+    comparisons = as_comparisons(LONG, SHORT, controls=2)
+    instance = judge(by_length, controls=2)
     verdicts = instance.compare(LONG, SHORT)
-    for name in ("verdict", "verdict_ab", "status_ba", "reply_ab", "calls"):
-        assert mapped[name][:] == verdicts[name][:]
+    assert sum(map(len, verdicts["controls"])) == 2 * 4
+    batches = comparisons.map(instance, batched=True, batch_size=2).select_columns(verdicts.column_names)
+    shards = concatenate_datasets([instance.map(comparisons.shard(3, part)) for part in range(3)])
+    stream = Dataset.from_list(list(instance.map(comparisons.to_iterable_dataset())), features=verdicts.features)
+    for way in (batches, shards.sort("id"), stream):
+        assert way.to_list() == verdicts.sort("id").to_list()
 
 
 def test_the_house_says_in_which_language_an_answer_should_be_when_asked():

@@ -191,7 +191,6 @@ def test_the_identity_is_of_the_content_and_not_of_the_place(tmp_path, model, ad
         identity(adapter=adapter),
         identity(adapter=adapter, merge=False),
         identity(adapter=str(other)),
-        identity(sampling=SHORT),
         identity(dtype="bfloat16"),
         identity(parity=True),
     ]

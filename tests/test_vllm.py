@@ -397,7 +397,6 @@ def test_the_identity_is_of_the_content_and_not_of_the_place_or_the_hardware(tmp
         identity(),
         identity(adapter=None),
         identity(adapter=make_adapter(tmp_path / "again", model, seed=2)),
-        identity(sampling=SHORT),
         identity(dtype="bfloat16"),
         identity(parity=True),
         identity(engine_args={"quantization": "fp8"}),
@@ -552,7 +551,6 @@ def test_a_dead_engine_says_so_and_the_next_call_builds_another_or_says_that_it_
 def test_a_worker_of_a_cluster_builds_its_own_engine(tmp_path, model, adapter):
     pytest.importorskip("ray")
     from datasets import Dataset
-
     from midb.cluster import map_on_cluster
 
     rows = Dataset.from_dict({"instruction": TEXTS, "input": [""] * len(TEXTS), "response": TEXTS[::-1]})

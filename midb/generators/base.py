@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from functools import partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -28,7 +28,7 @@ class Sampling:
         max_tokens: New tokens at most; a text that reaches it ends with `finish_reason="length"`.
         seed: For engines that take one; None leaves it to the engine.
         logprobs: How many alternatives per token to report; None reports nothing.
-        index: The how-manieth sample of the same prompt, so that several draws are several journal entries.
+        index: The sample index: several draws of one prompt are several journal entries.
     """
 
     temperature: float = 0.0
@@ -45,14 +45,22 @@ class Sampling:
 
 @runtime_checkable
 class Generator(Protocol):
-    """Anything that answers chats. `name` is for provenance columns, `identity()` for memory."""
+    """Anything that answers chats. `name` is for provenance columns, `identity()` for the journal.
+
+    A generator may have more, each used where it is there: `stream` (see `StreamingGenerator`), `settings()` (see
+    `settings_of`), a field `sampling` for calls that pass none, and `declared()`: a hash of what the caller configured,
+    for engines whose `identity()` has to reach a server.
+    """
 
     @property
     def name(self) -> str:
         """What made the text, for people: a model id."""
 
     def identity(self) -> str:
-        """A hash over everything that can change the output, and nothing else (no paths, concurrency, keys)."""
+        """A hash of what answers: weights or served model, rendering, precision, extra request fields.
+
+        Not of the sampling, which the journal keys beside it, and not of paths, concurrency or API keys.
+        """
 
     def generate(self, prompts: Sequence[list[Message]], sampling: Sampling | None = None) -> list[Completion]:
         """Answer every prompt: same length, same order. A request that failed for good is a `Completion` with `error`.
@@ -64,21 +72,40 @@ class Generator(Protocol):
 
 @runtime_checkable
 class StreamingGenerator(Generator, Protocol):
-    """A generator that hands over each completion as it finishes, so that it can be kept and counted at once."""
+    """A generator that yields each completion as it finishes, so that it can be stored and counted at once."""
 
     def stream(
-        self, prompts: Sequence[list[Message]], sampling: Sampling | None = None
+        self, prompts: Iterable[list[Message]], sampling: Sampling | None = None
     ) -> Iterator[tuple[int, Completion]]:
-        """Yield `(position in prompts, completion)` in the order of finishing, each position once."""
+        """Yield `(position, completion)` in the order of finishing, each position once.
+
+        Pull a prompt only when there is room to work on it (a free slot, the next batch): a journal in front looks once
+        more, right before each prompt is paid for, whether another process has answered it. Positions count the prompts
+        in the order pulled. The iterable may be pulled from another thread than the caller's. Closing the iterator
+        cancels what is in flight.
+        """
+
+
+def settings_of(generator: Generator) -> dict[str, Any]:
+    """How a generator makes its text, for provenance: JSON values, no path of this machine, no URL, no key.
+
+    The generator's own `settings()`, where it has that method. Keys: `engine`, `model`, and where they apply `revision`,
+    `commit`, `gguf_file`, `adapter`, `adapter_hash` (of a local folder) or `adapter_commit` (of a Hub id), `rendering`,
+    `dtype`, `engine_version`, `engine_args` and `extra_body` (names of their fields only).
+    """
+    settings = getattr(generator, "settings", None)
+    return settings() if callable(settings) else {"engine": type(generator).__name__, "model": generator.name}
 
 
 def stream(
-    generator: Generator, prompts: Sequence[list[Message]], sampling: Sampling | None = None
+    generator: Generator, prompts: Iterable[list[Message]], sampling: Sampling | None = None
 ) -> Iterator[tuple[int, Completion]]:
-    """Completions as they finish, with text that any file can hold; all at the end from one that only knows `generate`."""
+    """Yield completions as they finish, as text that any file can hold; all at the end where there is no `stream`."""
+    finished: Iterator[tuple[int, Completion]]
     if isinstance(generator, StreamingGenerator):
         finished = generator.stream(prompts, sampling)
     else:
+        prompts = list(prompts)
         completions = generator.generate(prompts, sampling)
         if len(completions) != len(prompts):
             raise GenerationError(
@@ -86,8 +113,12 @@ def stream(
                 "Completion per prompt"
             )
         finished = enumerate(completions)
-    for position, completion in finished:
-        yield position, _writable(completion, generator.name)
+    try:
+        for position, completion in finished:
+            yield position, _writable(completion, generator.name)
+    finally:
+        if close := getattr(finished, "close", None):  # at once, and not when the garbage collector comes by
+            close()
 
 
 def _writable(completion: Completion, name: str) -> Completion:
@@ -192,7 +223,7 @@ class FunctionGenerator:
         function: Takes the messages of one prompt, returns its text or a whole `Completion`.
         name: Provenance and identity. What a function closes over or calls is not seen: when its answers change for
             such a reason, give another name, or a journal will remember the old ones.
-        sampling: Part of the identity only; the function does not see it.
+        sampling: Part of the journal's keys only; the function does not see it.
     """
 
     function: Callable[[list[Message]], str | Completion]
@@ -200,16 +231,20 @@ class FunctionGenerator:
     sampling: Sampling = field(default_factory=Sampling)
 
     def identity(self) -> str:
-        """Hash the name, the function's own code and the sampling."""
+        """Hash the name and the function's own code."""
         code = _code(self.function.__code__) if isinstance(self.function, FunctionType) else None
-        return fingerprint("function", self.name, code, asdict(self.sampling))
+        return fingerprint("function", self.name, code)
+
+    def settings(self) -> dict[str, Any]:
+        """See `settings_of`."""
+        return {"engine": "function", "model": self.name}
 
     def generate(self, prompts: Sequence[list[Message]], sampling: Sampling | None = None) -> list[Completion]:
         """Call the function once per prompt."""
         return collect(self.stream(prompts, sampling), len(prompts))
 
     def stream(
-        self, prompts: Sequence[list[Message]], sampling: Sampling | None = None
+        self, prompts: Iterable[list[Message]], sampling: Sampling | None = None
     ) -> Iterator[tuple[int, Completion]]:
         """Call the function prompt by prompt; what it raises passes through."""
         for position, messages in enumerate(prompts):

@@ -8,13 +8,14 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from midb.errors import MidbError
-from midb.generators.base import FieldsOnly, Generator, Sampling, collect, stream
+from midb.generators.base import FieldsOnly, Generator, Sampling, collect, settings_of, stream
 from midb.schema import Completion, Message
 
 APPLICATION_ID = int.from_bytes(b"midb")  # SQLite's own place to say whose file it is
@@ -57,6 +58,10 @@ class Journal(FieldsOnly):
         """The inner generator's: remembering changes no answer."""
         return self.generator.identity()
 
+    def settings(self) -> dict[str, Any]:
+        """The inner generator's."""
+        return settings_of(self.generator)
+
     def generate(self, prompts: Sequence[list[Message]], sampling: Sampling | None = None) -> list[Completion]:
         """Answer every prompt, from the file where it can.
 
@@ -67,12 +72,14 @@ class Journal(FieldsOnly):
         return collect(self.stream(prompts, sampling), len(prompts))
 
     def stream(
-        self, prompts: Sequence[list[Message]], sampling: Sampling | None = None
+        self, prompts: Iterable[list[Message]], sampling: Sampling | None = None
     ) -> Iterator[tuple[int, Completion]]:
         """First what is known, then what is asked as it finishes, each on disk before it is yielded."""
         identity = self.identity()
+        sampling = sampling or getattr(self.generator, "sampling", None)
         positions: dict[bytes, list[int]] = {}
         asked_how = json.dumps([identity, None if sampling is None else asdict(sampling)], sort_keys=True)
+        prompts = list(prompts)
         for position, messages in enumerate(prompts):
             positions.setdefault(_key(messages, asked_how), []).append(position)
         # A connection per call and not per process: nothing to share between threads, to lose in a fork or to close.

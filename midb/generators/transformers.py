@@ -7,10 +7,11 @@ import hashlib
 import json
 import secrets
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
+from itertools import chain, islice
 from typing import Any, Literal
 
 from midb.chat import ChatFormat, Rendering
@@ -23,10 +24,12 @@ from midb.generators.weights import (
     check_weights,
     model_hash,
     weights_name,
+    weights_settings,
 )
 from midb.schema import Completion, Message
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+AHEAD = 16  # batches whose prompts are pulled, and sorted by length, at a time
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class TransformersGenerator(FieldsOnly):
         return weights_name(self.model, self.adapter, self.gguf_file)
 
     def identity(self) -> str:
-        """Hash of the weights' content, chat rendering, sampling, precision and transformers' version.
+        """Hash of the weights' content, chat rendering, precision and transformers' version.
 
         Not of the batch size and the device, although both can change a bfloat16 text: moving to another machine must
         not throw a journal away.
@@ -108,26 +111,36 @@ class TransformersGenerator(FieldsOnly):
             self._chat.hash(),
             self.parity,
             self._placement[1],
-            asdict(self.sampling),
         )
+
+    def settings(self) -> dict[str, Any]:
+        """See `settings_of`."""
+        return {
+            "engine": "transformers",
+            "engine_version": version("transformers"),
+            **weights_settings(self.model, self.adapter, self.revision, self.gguf_file),
+            "rendering": self._chat.rendering,
+            "dtype": self._placement[1],
+        }
 
     def generate(self, prompts: Sequence[list[Message]], sampling: Sampling | None = None) -> list[Completion]:
         """Answer every prompt, in order."""
         return collect(self.stream(prompts, sampling), len(prompts))
 
     def stream(
-        self, prompts: Sequence[list[Message]], sampling: Sampling | None = None
+        self, prompts: Iterable[list[Message]], sampling: Sampling | None = None
     ) -> Iterator[tuple[int, Completion]]:
-        """Answer batch by batch, longest prompts first: memory runs out at the start or never, and padding is least.
+        """Answer batch by batch; of every `AHEAD` batches the longest prompts first.
 
-        A prompt that leaves no room for `max_tokens` is neither cut nor tried: its completion says `too_long`.
+        So memory runs out at the start of such a group or never, and there is little padding. A prompt that leaves no
+        room for `max_tokens` is not cut and not sent: its completion has the error `too_long`.
 
         Raises:
             ValueError: `max_tokens` alone fills the model's context, or the model cannot render chats.
         """
-        import torch
-
-        if not prompts:
+        waiting: Iterator[tuple[int, list[Message]]] = enumerate(prompts)
+        first = next(waiting, None)
+        if first is None:
             return
         sampling = sampling or self.sampling
         chat, context = self._chat, self._context  # a model that cannot render chats shows before its weights load
@@ -136,8 +149,17 @@ class TransformersGenerator(FieldsOnly):
                 f"max_tokens={sampling.max_tokens} leaves no room for a prompt in the model's context of {context}; "
                 "lower Sampling.max_tokens"
             )
+        waiting = chain([first], waiting)
+        while group := list(islice(waiting, AHEAD * self.batch_size)):
+            yield from self._answer_group(group, sampling, chat, context)
+
+    def _answer_group(
+        self, group: list[tuple[int, list[Message]]], sampling: Sampling, chat: ChatFormat, context: int | None
+    ) -> Iterator[tuple[int, Completion]]:
+        import torch
+
         ids: dict[int, list[int]] = {}
-        for position, messages in enumerate(prompts):
+        for position, messages in group:
             try:
                 ids[position] = chat.encode(messages)
             except ValueError as error:

@@ -9,11 +9,11 @@ import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import count
+from itertools import chain, count
 from multiprocessing import connection
 from pathlib import Path
 from threading import Thread
@@ -31,6 +31,7 @@ from midb.generators.weights import (
     is_local,
     model_hash,
     weights_name,
+    weights_settings,
 )
 from midb.schema import Completion, Message
 
@@ -140,7 +141,7 @@ class VLLMGenerator(FieldsOnly):
         return weights_name(self.model, self.adapter)
 
     def identity(self) -> str:
-        """Hash of the weights' content, chat rendering, sampling, precision and vLLM's version.
+        """Hash of the weights' content, chat rendering, precision and vLLM's version.
 
         Not of lengths, batches and parallelism, although the last two can change a bfloat16 text: moving to other
         hardware must not throw a journal away.
@@ -159,25 +160,38 @@ class VLLMGenerator(FieldsOnly):
             self.parity,
             self._dtype,
             self._telling_args,
-            asdict(self.sampling),
         )
+
+    def settings(self) -> dict[str, Any]:
+        """See `settings_of`."""
+        arguments = {"engine_args": sorted(self._telling_args)} if self._telling_args else {}  # values may be paths
+        return {
+            "engine": "vllm",
+            "engine_version": version("vllm"),
+            **weights_settings(self.model, self.adapter, self.revision),
+            "rendering": self._chat.rendering,
+            "dtype": self._dtype,
+            **arguments,
+        }
 
     def generate(self, prompts: Sequence[list[Message]], sampling: Sampling | None = None) -> list[Completion]:
         """Answer every prompt, in order."""
         return collect(self.stream(prompts, sampling), len(prompts))
 
     def stream(
-        self, prompts: Sequence[list[Message]], sampling: Sampling | None = None
+        self, prompts: Iterable[list[Message]], sampling: Sampling | None = None
     ) -> Iterator[tuple[int, Completion]]:
         """Yield answers as they finish; closing the iterator cancels what is in flight.
 
-        A prompt that leaves no room for `max_tokens` is neither cut nor tried: its completion says `too_long`.
+        A prompt that leaves no room for `max_tokens` is not cut and not sent: its completion has the error `too_long`.
 
         Raises:
             GenerationError: The engine died, or cannot be built; the next call builds a new one.
             ValueError: `max_tokens` alone fills the model's context, or the model cannot render chats.
         """
-        if not prompts:
+        waiting = enumerate(prompts)
+        first = next(waiting, None)
+        if first is None:
             return
         sampling = sampling or self.sampling
         chat, engine = self._chat, self._engine  # a model that cannot render chats shows before its weights load
@@ -187,7 +201,7 @@ class VLLMGenerator(FieldsOnly):
                 "lower Sampling.max_tokens"
             )
         chance = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        rest, answered = enumerate(prompts), deque[tuple[str, Any]]()
+        rest, answered = chain([first], waiting), deque[tuple[str, Any]]()
         asked: dict[str, int] = {}  # a request's number → its prompt's position
         try:
             while True:

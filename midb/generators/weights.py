@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from midb.errors import require_extra
 from midb.generators.adapter import ADAPTER_FILE, AdapterRecord, read_record
@@ -103,10 +104,31 @@ def model_hash(model: str, revision: str | None = None, gguf_file: str | None = 
     if is_local(model):
         folder = Path(model)
         return content_hash([folder / gguf_file] if gguf_file else folder.iterdir())
+    return f"{model}@{commit(model, gguf_file or 'config.json', revision)}{':' + gguf_file if gguf_file else ''}"
+
+
+def commit(source: str, file: str, revision: str | None = None) -> str:
+    """The commit of a Hub id that is used here; a branch is resolved, from the cache where the Hub is not reached."""
     from huggingface_hub import hf_hub_download
 
-    found = Path(hf_hub_download(model, gguf_file or "config.json", revision=revision)).parts
-    return f"{model}@{found[found.index('snapshots') + 1]}{':' + gguf_file if gguf_file else ''}"
+    found = Path(hf_hub_download(source, file, revision=revision)).parts
+    return found[found.index("snapshots") + 1]
+
+
+def weights_settings(
+    model: str, adapter: str | None, revision: str | None = None, gguf_file: str | None = None
+) -> dict[str, Any]:
+    """What `settings_of` says of weights: Hub ids with their commits, local folders by name and the adapter's hash."""
+    said: dict[str, Any] = {"model": weights_name(model), "revision": revision, "gguf_file": gguf_file}
+    if not is_local(model):
+        said["commit"] = commit(model, gguf_file or "config.json", revision)
+    if adapter is not None:
+        said["adapter"] = weights_name(adapter)
+        if is_local(adapter):
+            said["adapter_hash"] = adapter_hash(adapter)
+        else:
+            said["adapter_commit"] = commit(adapter, ADAPTER_CONFIG)
+    return {key: value for key, value in said.items() if value is not None}
 
 
 def adapter_folder(adapter: str) -> str:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from midb.errors import ColumnError
+from midb.judging.controls import plan_controls
 from midb.languages import language_code
 from midb.schema import PAIR, RAW, Batch, as_pairs, without_format
 
@@ -22,7 +23,7 @@ Missing = Literal["keep", "error", "forfeit"]
 QUESTIONS = ("turns", "instruction", "question", "prompt")  # where a question may stand, the first that is there
 _ANSWERS = ("answers", "answer", "response", "output", "completion")
 _CATEGORIES = ("category", "subset")
-COLUMNS = ("id", "language", "category", "turn", "mode", "question", "answer_a", "answer_b", "reference")
+COLUMNS = ("id", "language", "category", "turn", "mode", "question", "answer_a", "answer_b", "reference", "planned")
 _READ_ROWS = 1_000
 
 
@@ -33,13 +34,16 @@ def as_comparisons(
     on: str = "id",
     mode: Mode = "auto",
     missing: Missing = "keep",
+    controls: int = 8,
+    seed: int = 0,
 ) -> "Dataset":
     """Join two datasets by id, and language where both say it, into the rows that a `Judge` reads.
 
     Reads, on both sides: the column `on`; the question in `turns` (a list), `instruction` (with its `input`), `question` or
     `prompt`; the answer in `answers` (a list, one per turn), `answer`, `response`, `output` or `completion`; and where they
     are there `language`, `category` or `subset`, and `reference` (text or a list, one per turn).
-    Adds: `id, language, category, turn, mode, question, answer_a, answer_b, reference`, the last four lists.
+    Adds: `id, language, category, turn, mode, question, answer_a, answer_b, reference`, the last four lists, and `planned`: the
+    controls that a judge gets with this row, so that every way of judging the rows asks them (`kind, answer_a, answer_b`).
     Rows: one per question and language, two where the question has exactly two turns and a side answered both, in
     dataset a's order; then those that only dataset b has.
 
@@ -51,6 +55,8 @@ def as_comparisons(
             may differ. `auto` is `answers`, and `pairs` where both sides are pairs and an instruction differs.
         missing: What becomes of a row that only one side has: `keep` gives it no verdict, `forfeit` gives the other side
             the point, `error` refuses.
+        controls: Comparisons of each kind whose outcome is known, made from answers of these rows; 0 for none.
+        seed: Chooses the answers that controls are made from.
 
     Raises:
         ColumnError: A column is missing, an id stands twice, nothing matches, or the two sides ask different questions.
@@ -82,7 +88,7 @@ def as_comparisons(
     if mode == "answers":
         _warn_of_many_turns(a)
     join = _Join(a, b, mode, forfeit=missing == "forfeit")
-    return _built(join, matched)
+    return _with_controls(_built(join, matched), controls, seed)
 
 
 def _both_sides(edits: "Dataset", on: str) -> tuple["Dataset", "Dataset"]:
@@ -299,6 +305,19 @@ def _built(join: _Join, matched: list[tuple[int | None, int | None]]) -> "Datase
         join, batched=True, batch_size=_READ_ROWS, features=kinds, remove_columns=["row_a", "row_b"],
         load_from_cache_file=False, new_fingerprint=uuid.uuid4().hex, desc="join",
     )  # fmt: skip
+
+
+def _with_controls(comparisons: "Dataset", per_kind: int, seed: int) -> "Dataset":
+    """The comparisons with the controls that are made from them, each at its row."""
+    from datasets import List, Value
+
+    planned: list[list[dict[str, Any]]] = [[] for _ in range(len(comparisons))]
+    for control in plan_controls(comparisons, per_kind, seed):
+        answers = {side: control.comparison[side] for side in ("answer_a", "answer_b")}
+        planned[control.row].append({"kind": control.kind, **answers})
+    texts = List(Value("string"))
+    kind = List({"kind": Value("string"), "answer_a": texts, "answer_b": texts})
+    return comparisons.add_column("planned", planned, feature=kind)
 
 
 def _kinds(side: _Side) -> "Features":
