@@ -2,15 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from midb import release
-from midb.booster import Booster
 from midb.files import read_dataset
-from midb.generators import OpenAIGenerator, Sampling, TransformersGenerator
-from midb.generators.weights import adapter_record, resolve_adapter
+from midb.generators.weights import adapter_record
 
 NO_HUB = "the Hub cannot be reached ({}); look at the connection and at HF_ENDPOINT, then run the same command again"
 SETS = {"mt-bench": release.load_mt_bench, "alpaca-eval": release.load_alpaca_eval}
@@ -21,6 +19,9 @@ License = Annotated[
     typer.Option(
         help="An identifier of the Hub's list, such as apache-2.0; without it the one that the source states, if any."
     ),
+]
+SourceDataset = Annotated[
+    list[str] | None, typer.Option(help="Hub id of what the raw rows were taken from; may be given again.")
 ]
 Template = Annotated[Path | None, typer.Option(help="Your own Jinja file for the card.")]
 Revision = Annotated[str | None, typer.Option(help="A branch, made where it is missing.")]
@@ -37,24 +38,9 @@ def dataset(
     source: Annotated[str, typer.Argument(help="Edits: a file, a folder saved to disk, or a Hub dataset.")],
     repo_id: RepoId,
     license: License = None,
-    source_dataset: Annotated[
-        list[str] | None, typer.Option(help="Hub id of what the raw pairs were taken from; may be given again.")
-    ] = None,
+    source_dataset: SourceDataset = None,
     config: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")] = None,
     language: Annotated[str | None, typer.Option(help="The language of rows that do not say one.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="As given to `midb boost`, and so the options after it: the card tells them.")
-    ] = None,
-    base_url: Annotated[str | None, typer.Option(help="Where the model was asked; the card does not tell it.")] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="As given to `midb boost`; 0 is greedy.")] = 0.0,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="As given to `midb boost`: new tokens per row at most.")
-    ] = 2048,
-    fields: Annotated[Literal["all", "response"], typer.Option(help="As given to `midb boost`.")] = "all",
-    prompt: Annotated[
-        str | None,
-        typer.Option(help="As given to `midb boost`.", show_default="as it was trained, else the published prompt"),
-    ] = None,
     verdicts: Verdicts = None,
     names: Names = "boosted,raw",
     template: Template = None,
@@ -63,36 +49,15 @@ def dataset(
     create_pr: CreatePr = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Publish edits: one configuration per language and `all`, a card, and a picture."""
-    from midb.hub import dataset_card, push_dataset
+    """Publish edits: one configuration per language and `all`, a card made of the rows, and a picture."""
+    from midb.hub import push_dataset
 
-    edits = read_dataset(source, config)
-    booster = None
-    if model is not None:
-        sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
-        base, trained = (model, None) if base_url else resolve_adapter(model)
-        generator = (
-            OpenAIGenerator(model, base_url=base_url, sampling=sampling)
-            if base_url
-            else TransformersGenerator(base, adapter=trained, sampling=sampling)
-        )
-        booster = Booster(generator=generator, fields=fields, **asked_as_trained(trained, prompt))
-    card = dataset_card(
-        edits,
-        repo_id=repo_id,
-        license=license,
-        source_datasets=source_dataset,
-        booster=booster,
-        report=_report(verdicts, names),
-        language=language,
-        template=template,
-    )
-    print(
-        push_dataset(
-            edits, repo_id, card=card, language=language, revision=revision, private=private or None, create_pr=create_pr,
-            dry_run=dry_run,
-        )
+    pushed = push_dataset(
+        read_dataset(source, config), repo_id, license=license, source_datasets=source_dataset,
+        report=_report(verdicts, names), language=language, template=template, revision=revision,
+        private=private or None, create_pr=create_pr, dry_run=dry_run,
     )  # fmt: skip
+    print(pushed)
 
 
 def eval_set(
@@ -104,9 +69,7 @@ def eval_set(
         str, typer.Option(help="A local copy of the published files; else they are downloaded.")
     ] = release.UPSTREAM,
     license: License = None,
-    source_dataset: Annotated[
-        list[str] | None, typer.Option(help="Hub id of what was translated; may be given again.")
-    ] = None,
+    source_dataset: SourceDataset = None,
     template: Template = None,
     revision: Revision = None,
     private: Private = False,
@@ -114,15 +77,14 @@ def eval_set(
     dry_run: DryRun = False,
 ) -> None:
     """Publish an evaluation set in all its languages."""
-    from midb.hub import eval_set_card, push_eval_set
+    from midb.hub import push_eval_set
 
-    questions = SETS[source](files) if source in SETS else read_dataset(source)
-    card = eval_set_card(questions, repo_id=repo_id, license=license, source_datasets=source_dataset, template=template)
-    print(
-        push_eval_set(
-            questions, repo_id, card=card, revision=revision, private=private or None, create_pr=create_pr, dry_run=dry_run
-        )
+    pushed = push_eval_set(
+        SETS[source](files) if source in SETS else read_dataset(source), repo_id, license=license,
+        source_datasets=source_dataset, template=template, revision=revision, private=private or None,
+        create_pr=create_pr, dry_run=dry_run,
     )  # fmt: skip
+    print(pushed)
 
 
 def adapter(
@@ -145,24 +107,14 @@ def adapter(
     dry_run: DryRun = False,
 ) -> None:
     """Publish a trained booster."""
-    from midb.hub import adapter_card, push_adapter
+    from midb.hub import push_adapter
 
-    card = adapter_card(
-        folder,
-        repo_id=repo_id,
-        base_model=base_model,
-        license=license,
-        datasets=trained_on,
-        report=_report(verdicts, names),
-        judged_on=judged_on,
-        template=template,
-    )
-    print(
-        push_adapter(
-            folder, repo_id, base_model=base_model, card=card, revision=revision, private=private or None,
-            create_pr=create_pr, dry_run=dry_run,
-        )
+    pushed = push_adapter(
+        folder, repo_id, base_model=base_model, license=license, datasets=trained_on, report=_report(verdicts, names),
+        judged_on=judged_on, template=template, revision=revision, private=private or None, create_pr=create_pr,
+        dry_run=dry_run,
     )  # fmt: skip
+    print(pushed)
 
 
 def metric(
