@@ -240,7 +240,7 @@ def test_the_numbers_of_the_recipe_are_those_of_the_trainer(model, tmp_path):
     args, lora = trainer.args, trainer.model.peft_config["default"]
     assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.target_modules) == (6, 3, 0.25, {"q_proj", "down_proj"})
     assert (lora.use_rslora, lora.use_dora, lora.modules_to_save, lora.bias) == (False, False, None, "none")
-    assert (args.max_grad_norm, args.seed, args.data_seed, args.save_steps, args.save_total_limit) == (0.5, 7, 7, 9, 3)
+    assert (args.max_grad_norm, args.seed, args.data_seed, args.save_steps) == (0.5, 7, 7, 9)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (4, 3)
     assert not args.gradient_checkpointing
     trainer.create_optimizer_and_scheduler(25)
@@ -499,15 +499,131 @@ def test_a_training_killed_after_its_last_step_is_not_given_one_more(dropped, tm
     assert again.state.global_step == trainer.state.global_step == 8
 
 
-def test_a_checkpoint_of_another_training_is_passed_over(dropped, tmp_path):
-    given = replace(dropped, output_dir=str(tmp_path))
-    trained(edits(10), given)
-    other = lora_trainer(edits(10), replace(given, seed=1))
-    other.add_callback(At(4, crash))
+TIMES = {
+    "equal": lambda step: 2**32,
+    "reversed": lambda step: 2**32 - 1000 * step,
+    "far apart": lambda step: 1000 * step,
+}
+
+
+def set_times(folder, times):
+    """As a file system or another machine's clock may have it: none of them is what this machine's clock says."""
+    for path in Path(folder).glob("checkpoint-*"):
+        time_of_it = TIMES[times](int(path.name.partition("-")[2]))
+        for each in (*path.iterdir(), path):
+            os.utime(each, (time_of_it, time_of_it))
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def other_than(given):
+    return replace(given, seed=given.seed + 1)
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_a_training_does_not_begin_in_the_folder_of_another(dropped, tmp_path, times):
+    early = lora_trainer(edits(10), replace(other_than(dropped), output_dir=str(tmp_path)))
+    shutil.copytree(dropped.output_dir, tmp_path, dirs_exist_ok=True)
+    set_times(tmp_path, times)
+    before = content(tmp_path)
+    says = r"holds another training \(seed: 43 instead of 42\); give another output_dir .*--restart"
+    with pytest.raises(ValueError, match=says):
+        lora_trainer(edits(10), replace(other_than(dropped), output_dir=str(tmp_path)))
+    with pytest.raises(ValueError, match=says):  # nor where the other one came in the meantime
+        early.train()
+    assert content(tmp_path) == before
+    trained(edits(10), replace(dropped, output_dir=str(tmp_path)))  # the same one may begin again
+    same(dropped, tmp_path)
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_a_checkpoint_of_another_training_is_passed_over(dropped, tmp_path, times):
+    given = replace(other_than(dropped), output_dir=str(tmp_path / "out"))
+    trainer = lora_trainer(edits(10), given)
+    trainer.add_callback(At(4, crash))
     with pytest.raises(RuntimeError, match="crash"):
-        other.train()
-    assert (tmp_path / "checkpoint-8/trainer_state.json").exists()
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+        trainer.train()
+    foreign = tmp_path / "out/checkpoint-8"
+    shutil.copytree(Path(dropped.output_dir, "checkpoint-8"), foreign)
+    set_times(tmp_path / "out", times)
+    before = content(tmp_path)
+    assert last_checkpoint(given.output_dir) == str(tmp_path / "out/checkpoint-3")
+    with pytest.raises(ValueError, match=r"holds another training \(checkpoint-8: seed: 43 instead of 42\)"):
+        lora_trainer(edits(10), given)
+    with pytest.raises(ValueError, match="checkpoint-8: seed"):
+        trainer.train(resume_from_checkpoint=last_checkpoint(given.output_dir))
+    assert content(tmp_path) == before
+    foreign.rename(tmp_path / "moved away")
+    lora_trainer(edits(10), given).train(resume_from_checkpoint=last_checkpoint(given.output_dir))
+    assert last_checkpoint(given.output_dir) == str(foreign)  # its own now
+    assert losses(given.output_dir)[-1]["step"] == 8
+
+
+@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("limit", [1, 2])
+def test_the_checkpoints_that_stay_are_the_last_by_step_whatever_their_file_times(model, tmp_path, times, limit):
+    given = recipe(model, tmp_path, max_steps=4, save_steps=1, save_total_limit=limit)
+    trainer = lora_trainer(edits(4), given)
+    stayed = []
+    for step in (1, 2, 3, 4):
+        trainer.add_callback(
+            At(step, lambda control: (set_times(tmp_path, times), stayed.append(checkpoints(tmp_path))))
+        )
+    trainer.train()
+    stayed.append(checkpoints(tmp_path))
+    assert stayed == [list(range(1, step + 1))[-limit:] for step in range(5)]
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+
+
+def checkpoints(folder):
+    return sorted(int(path.name.partition("-")[2]) for path in Path(folder).glob("checkpoint-*"))
+
+
+def first_on_save(trainer, do):
+    """Does something when a checkpoint is written, before its folder is a booster."""
+
+    class OnSave(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            do(Path(args.output_dir, f"checkpoint-{state.global_step}"))
+
+    trainer.callback_handler.callbacks.insert(0, OnSave())
+
+
+def test_a_kill_while_the_only_checkpoint_is_replaced_leaves_the_one_before(model, tmp_path):
+    trainer = lora_trainer(edits(4), recipe(model, tmp_path, save_steps=1, save_total_limit=1))
+    first_on_save(trainer, lambda checkpoint: checkpoint.name == "checkpoint-2" and crash(None))
+    with pytest.raises(RuntimeError, match="crash"):
+        trainer.train()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+
+
+def test_a_checkpoint_that_was_deleted_is_not_made_again(model, tmp_path):
+    trainer = lora_trainer(edits(4), recipe(model, tmp_path, save_steps=1, save_total_limit=None))
+    first_on_save(trainer, lambda checkpoint: checkpoint.name == "checkpoint-2" and shutil.rmtree(checkpoint))
+    trainer.train()
+    assert checkpoints(tmp_path) == [1, 3]
+
+
+def test_a_folder_that_is_only_a_record_is_no_checkpoint(dropped, tmp_path):
+    shutil.copytree(dropped.output_dir, tmp_path, dirs_exist_ok=True)
+    read_record(tmp_path).write(tmp_path / "checkpoint-9")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+
+
+def test_the_best_checkpoint_stays_and_is_loaded_at_the_end(model, tmp_path):
+    given = recipe(model, tmp_path, save_steps=1, save_total_limit=2, max_steps=5)
+    trainer = lora_trainer(edits(4), given, eval_edits=edits(4))
+    trainer.args.load_best_model_at_end = True
+    trainer.args.metric_for_best_model, trainer.args.greater_is_better = (
+        "eval_loss",
+        True,
+    )  # the worst, which is the first
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
+    assert checkpoints(tmp_path) == [1, 5]
+    assert weights(tmp_path) == weights(tmp_path / "checkpoint-1")
 
 
 def test_the_base_model_can_be_measured_before_it_is_trained(model, tmp_path):

@@ -12,12 +12,11 @@ import typer
 from midb import release
 from midb.errors import ColumnError, MidbError
 from midb.files import read_dataset
-from midb.generators.adapter import ADAPTER_FILE, AdapterRecord, read_record
-from midb.generators.weights import ADAPTER_CONFIG
+from midb.generators.adapter import ADAPTER_FILE
 from midb.schema import as_edits
 from midb.train.plan import Plan
 from midb.train.recipe import LoraRecipe
-from midb.train.trainer import OUTPUT_DIR, build, last_checkpoint, remove_training
+from midb.train.trainer import OUTPUT_DIR, build, last_checkpoint, remove_training, training_in
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,16 +53,19 @@ def train(
         print(plan.preview())
         return
     folder = Path(out or recipe.output_dir or OUTPUT_DIR)
-    before = _training_in(folder, plan.record, restart)
+    starts_over = restart and (folder / ADAPTER_FILE).is_file()  # only what midb trained is ever deleted
+    before = None if starts_over else training_in(folder, plan.record)
     use = f"use it: Booster.from_pretrained({str(folder)!r})"
     if before and before.metrics:
         print(f"this booster is trained to its end; {use}, or --restart to train it again", file=sys.stderr)
         return
-    checkpoint = last_checkpoint(folder) if before else None
     trainer = build(plan, folder)
+    from accelerate.utils import broadcast_object_list  # the plan has seen that it is installed
+
+    checkpoint = broadcast_object_list([last_checkpoint(folder) if before else None])[0]
     if checkpoint and trainer.is_world_process_zero():
         print(f"going on from {checkpoint}", file=sys.stderr)
-    if restart and trainer.is_world_process_zero():
+    if starts_over and trainer.is_world_process_zero():
         remove_training(folder)
     trainer.train(resume_from_checkpoint=checkpoint)
     state = trainer.state
@@ -75,22 +77,6 @@ def train(
         )
     if is_stopped:
         raise KeyboardInterrupt
-
-
-def _training_in(folder: Path, record: AdapterRecord, restart: bool) -> AdapterRecord | None:
-    """What was trained in a folder before, if it is the same; nothing may overwrite another by accident."""
-    if not Path(folder, ADAPTER_FILE).is_file():
-        if any(any(folder.glob(name)) for name in ("config.json", ADAPTER_CONFIG, "checkpoint-*")):
-            raise ValueError(f"{folder} holds a model that midb did not train; give another --out")
-        return None
-    if restart or not (Path(folder, ADAPTER_CONFIG).is_file() or last_checkpoint(folder)):
-        return None
-    before = read_record(folder)
-    if before and (differences := record.differences(before)):
-        raise ValueError(
-            f"{folder} holds another training ({'; '.join(differences):.500}); give another --out, or --restart to overwrite it"
-        )
-    return before
 
 
 def _read_edits(source: str) -> "Dataset":
