@@ -447,7 +447,7 @@ def test_a_dry_run_lists_what_would_be_replaced_and_removed():
 @at_hub
 def test_a_dry_run_without_a_hub_says_so_in_a_line_and_the_rest(tmp_path):
     boosted().to_parquet(tmp_path / "edits.parquet")
-    push = ("-m", "midb.cli", "push", "dataset", tmp_path / "edits.parquet", "tester/no", "--dry-run")
+    push = ("-m", "midb", "push", "dataset", tmp_path / "edits.parquet", "tester/no", "--dry-run")
     for nowhere in ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):
         shown = run(*push, env={**os.environ, **nowhere}, timeout=120)
         assert shown.returncode == 0, shown.stderr
@@ -743,7 +743,7 @@ def test_the_command_shows_first_and_then_sends(base, adapter, tmp_path):
     hub_process.hub.log.clear()
     push = (
         "-m",
-        "midb.cli",
+        "midb",
         "push",
         "dataset",
         tmp_path / "edits.parquet",
@@ -762,16 +762,14 @@ def test_the_command_shows_first_and_then_sends(base, adapter, tmp_path):
     assert "/datasets/tester/command/commit/" in sent.stdout
     assert shown.stdout.split("bytes  files of")[0] == sent.stdout.split("bytes  files of")[0]
     assert len(loaded("tester/command", "fr", split="train")) == 15
-    refused = run("-m", "midb.cli", "push", "adapter", adapter, "tester/command-booster")
+    refused = run("-m", "midb", "push", "adapter", adapter, "tester/command-booster")
     assert refused.returncode == 1
     assert refused.stderr.startswith("midb: the adapter's base model is the local path")
     assert (
-        run(
-            "-m", "midb.cli", "push", "adapter", adapter, "tester/command-booster", "--base-model", "org/base"
-        ).returncode
+        run("-m", "midb", "push", "adapter", adapter, "tester/command-booster", "--base-model", "org/base").returncode
         == 0
     )
-    assert run("-m", "midb.cli", "push", "metric", "org/pairwise_judge").returncode == 0
+    assert run("-m", "midb", "push", "metric", "org/pairwise_judge").returncode == 0
     assert 'evaluate.load("org/pairwise_judge")' in readme("org/pairwise_judge", "space")
 
 
@@ -779,7 +777,7 @@ def test_the_command_shows_first_and_then_sends(base, adapter, tmp_path):
 def test_a_hub_that_is_not_there_and_a_broken_template_are_told_in_a_line(tmp_path):
     boosted().to_parquet(tmp_path / "edits.parquet")
     nowhere = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
-    push = ("-m", "midb.cli", "push", "dataset", tmp_path / "edits.parquet", "tester/no")
+    push = ("-m", "midb", "push", "dataset", tmp_path / "edits.parquet", "tester/no")
     lost = run(*push, env=nowhere)
     assert (lost.returncode, lost.stderr.splitlines()[-1][:35]) == (1, "midb: the Hub cannot be reached ([E")
     assert "Traceback" not in lost.stderr
@@ -792,7 +790,7 @@ def test_a_hub_that_is_not_there_and_a_broken_template_are_told_in_a_line(tmp_pa
 @at_hub
 def test_the_command_states_what_an_evaluation_set_was_translated_from(tmp_path):
     QUESTIONS.to_parquet(tmp_path / "questions.parquet")
-    push = ("-m", "midb.cli", "push", "eval-set", tmp_path / "questions.parquet", "tester/set", "--dry-run")
+    push = ("-m", "midb", "push", "eval-set", tmp_path / "questions.parquet", "tester/set", "--dry-run")
     assert "source_datasets:\n- org/english" in run(*push, "--source-dataset", "org/english").stdout
 
 
@@ -801,7 +799,7 @@ def test_the_command_tells_who_boosted(tmp_path):
     boosted().to_parquet(tmp_path / "edits.parquet")
     push = (
         "-m",
-        "midb.cli",
+        "midb",
         "push",
         "dataset",
         tmp_path / "edits.parquet",
@@ -829,7 +827,7 @@ def test_the_command_states_the_prompt_and_the_tags_that_a_trained_adapter_was_a
     boosted().map(lambda row: {"boosted_by": asked.generator.name}).to_parquet(tmp_path / "edits.parquet")
     push = (
         "-m",
-        "midb.cli",
+        "midb",
         "push",
         "dataset",
         tmp_path / "edits.parquet",

@@ -811,7 +811,7 @@ def test_the_commands_mistakes_are_one_line(command, tmp_path, monkeypatch, chan
 
 
 def test_as_a_module_mistakes_are_one_line_too(tmp_path):
-    said = subprocess.run([sys.executable, "-m", "midb.train", "nowhere.yaml"], capture_output=True, text=True)
+    said = subprocess.run([sys.executable, "-m", "midb", "train", "nowhere.yaml"], capture_output=True, text=True)
     assert (said.returncode, said.stderr) == (
         1,
         "midb: there is no file nowhere.yaml; give the path of a recipe, a YAML file\n",
@@ -827,7 +827,7 @@ def test_killed_and_terminated_processes_lose_nothing(model, tmp_path):
     (tmp_path / "recipe.yaml").write_text(json.dumps({**given, "output_dir": None}))
 
     def begin(folder):
-        call = [sys.executable, "-m", "midb.train", str(tmp_path / "recipe.yaml"), "--out", str(folder)]
+        call = [sys.executable, "-m", "midb", "train", str(tmp_path / "recipe.yaml"), "--out", str(folder)]
         return subprocess.Popen(call, stderr=subprocess.PIPE, text=True)
 
     def wait_for(path, process):

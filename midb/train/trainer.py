@@ -85,7 +85,7 @@ def build(plan: Plan, output_dir: str | Path, eval_edits: "Dataset | None" = Non
     recipe = plan.recipe
     if recipe.deepspeed and "LOCAL_RANK" not in os.environ:
         raise ValueError(
-            "DeepSpeed needs a launcher, for one GPU too: accelerate launch --use_deepspeed -m midb.train RECIPE; or "
+            "DeepSpeed needs a launcher, for one GPU too: accelerate launch --use_deepspeed -m midb train RECIPE; or "
             "leave out deepspeed, which a model that fits on one GPU does not need"
         )
     plan.check_machine()
@@ -95,7 +95,7 @@ def build(plan: Plan, output_dir: str | Path, eval_edits: "Dataset | None" = Non
     arguments = SFTConfig(output_dir=str(output_dir), **_arguments(plan, held_out is not None))
     if arguments.n_gpu > 1:  # TRL says so too, after the weights are loaded
         raise ValueError(
-            f"one process sees {arguments.n_gpu} GPUs; start one for each with `accelerate launch -m midb.train`, or show it "
+            f"one process sees {arguments.n_gpu} GPUs; start one for each with `accelerate launch -m midb train`, or show it "
             "one: CUDA_VISIBLE_DEVICES=0"
         )
     if arguments.process_index == 0:

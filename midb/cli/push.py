@@ -1,17 +1,14 @@
-"""The commands: `midb push dataset`, `adapter`, `eval-set` and `metric`, each with `--dry-run`."""
+"""`midb push dataset`, `adapter`, `eval-set` and `metric`, each with `--dry-run`."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from midb import release
+from midb.cli.judge import SETS
+from midb.cli.options import read_names
 from midb.files import read_dataset
-from midb.generators.weights import adapter_record
-
-NO_HUB = "the Hub cannot be reached ({}); look at the connection and at HF_ENDPOINT, then run the same command again"
-SETS = {"mt-bench": release.load_mt_bench, "alpaca-eval": release.load_alpaca_eval}
 
 RepoId = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Where it goes; made where it is missing.")]
 License = Annotated[
@@ -132,27 +129,8 @@ def metric(
     print(push_metric(repo_id, revision=revision, private=private or None, create_pr=create_pr, dry_run=dry_run))
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "dataset": dataset,
-    "eval-set": eval_set,
-    "adapter": adapter,
-    "metric": metric,
-}
-
-
-def asked_as_trained(adapter: str | None, prompt: str | None = None) -> dict[str, Any]:
-    """The prompt and tags of a `Booster`: the caller's prompt, else those of the adapter's training, else none."""
-    record = adapter_record(adapter) if adapter else None
-    asked: dict[str, Any] = {} if record is None else {"prompt": record.prompt, "tags": record.tags}
-    return asked if prompt is None else {**asked, "prompt": prompt}
-
-
 def _report(verdicts: str | None, names: str) -> Any:
     from midb.judging.report import summarize
 
-    if verdicts is None:
-        return None
-    sides = names.split(",")
-    if len(sides) != 2:
-        raise typer.BadParameter(f"--names {names!r} is not two names; write boosted,raw")
-    return summarize(read_dataset(verdicts), names=(sides[0], sides[1]))
+    sides = read_names(names)
+    return None if verdicts is None else summarize(read_dataset(verdicts), names=sides)

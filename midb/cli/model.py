@@ -1,6 +1,7 @@
-"""The command: `midb train recipe.yaml` on one GPU, `accelerate launch -m midb.train recipe.yaml` on many."""
+"""`midb train` and `midb serve-command`: a booster from edits, and behind a server."""
 
 import os
+import shlex
 import sys
 import warnings
 from dataclasses import replace
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from midb import release
-from midb.errors import ColumnError, MidbError
+from midb.cli.terminal import note
+from midb.errors import ColumnError
 from midb.files import read_dataset
 from midb.generators.adapter import ADAPTER_FILE
 from midb.schema import as_edits
@@ -79,6 +81,30 @@ def train(
         raise KeyboardInterrupt
 
 
+def serve_command(
+    model: Annotated[str, typer.Argument(help="A model or adapter: folder or Hub id.")],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(help="Options of `vllm serve`: --tensor-parallel-size 4, --data-parallel-size 2, --host, ..."),
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Where the server listens, on this machine alone.")
+    ] = 8000,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=2, help="Prompt and answer together.", show_default="what model and memory allow")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where its two files are written.", show_default="./booster-HASH")
+    ] = None,
+) -> None:
+    """Print the `vllm serve` command for a booster, and what asks it; write its chat template and end tokens."""
+    from midb.generators.serve import serve_command as command_of
+
+    served = command_of(model, *(options or []), port=port, max_model_len=max_model_len, folder=folder)
+    print(shlex.join(served.command))
+    note(f"and, when it is up: {served.client}")
+
+
 def _read_edits(source: str) -> "Dataset":
     """The published edits, a local copy of them, or any dataset that holds texts before and after."""
     if source == PUBLISHED:
@@ -89,14 +115,3 @@ def _read_edits(source: str) -> "Dataset":
     if isinstance(edits, dict):
         raise ColumnError(f"{source} has the splits {', '.join(edits)}; give a place that holds the one to train on")
     return as_edits(edits)
-
-
-if __name__ == "__main__":
-    from datasets.exceptions import DatasetsError
-
-    try:
-        typer.run(train)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (MidbError, DatasetsError, ValueError, OSError) as error:
-        sys.exit(f"midb: {error}")
