@@ -22,6 +22,10 @@ FILES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
 HUB = "hf://datasets/"
 WHOLE = "_SUCCESS"  # in a folder of Parquet pieces: the run came to its end, and these are its splits; Spark's name
 _BATCH = 1000
+# Arrow types whose values JSON holds, or of which ISO 8601 text says all: a time zone's name it does not.
+_TEXT = re.compile(
+    r"null|bool|u?int\d+|halffloat|float|double|(large_)?string(_view)?|date\d+\[\w+\]|time(\d+|stamp)\[\w+\]"
+)
 
 
 def read_dataset(source: str, config: str | None = None, split: str | None = None, *, stream: bool = False) -> Any:
@@ -182,20 +186,19 @@ def _take(splits: Mapping[str, Any], spec: str) -> Any:
 
 def _check_place(out: str, dataset: Any, sources: Sequence[str], journal: str | os.PathLike[str] | None) -> None:
     path = Path(out).resolve()
+    kept = None if journal is None or "://" in os.fspath(journal) else Path(journal)
     _recover(path)
     if path.suffix and path.suffix not in FILES and not path.is_dir():
         raise ValueError(
             f"--out {out} has an unknown ending; use {', '.join(FILES)}, a folder without an ending, or {HUB}owner/name"
         )
-    for source in sources:
-        if Path(source).exists() and _overlap(path, Path(source)):
+    for source in map(Path, sources):
+        if source.exists() and _overlap(path, source):
             raise ValueError(f"--out {out} is the source or holds it; give another place, so that the raw data stays")
-        if journal is not None and _is_local(journal) and _is_same(Path(journal), Path(source)):
-            raise ValueError(f"--journal {os.fspath(journal)} is the source; give the journal a place of its own")
-    if journal is not None and _is_local(journal) and _overlap(path, Path(journal)):
-        raise ValueError(
-            f"--out {out} and --journal {os.fspath(journal)} lie in one place; give the journal a place of its own"
-        )
+        if kept and _is_same(kept, source):
+            raise ValueError(f"--journal {kept} is the source; give the journal a place of its own")
+    if kept and _overlap(path, kept):
+        raise ValueError(f"--out {out} and --journal {kept} lie in one place; give the journal a place of its own")
     if not path.parent.is_dir():
         what = "is a file" if path.parent.exists() else "does not exist"
         raise FileNotFoundError(f"the folder {path.parent} of --out {out} {what}; make it, or give another place")
@@ -217,9 +220,9 @@ def _check_place(out: str, dataset: Any, sources: Sequence[str], journal: str | 
             probe.write_bytes(bytes(4096))
     except OSError as error:
         raise OSError(f"--out {out} cannot be written ({error.strerror}); give another place, or make room") from error
-    free, needed = (
-        shutil.disk_usage(path.parent).free,
+    needed, free = (
         sum(_least_bytes(split, path.suffix) for split in _each(dataset)),
+        shutil.disk_usage(path.parent).free,
     )
     if needed > free:
         raise OSError(
@@ -239,25 +242,22 @@ def _check_columns(out: str, dataset: Any, adds: Mapping[str, Any]) -> None:
         )
     for split in _each(dataset):
         schema = Features({**(split.features or {}), **adds}).arrow_schema
-        if suffix == ".csv" and (nested := [field.name for field in schema if _is_nested(field.type)]):
-            raise ColumnError(
-                f"csv cannot hold the columns {nested}, which are not plain values; use .jsonl or .parquet"
-            )
-        if suffix in FILES and suffix != ".parquet":
-            lost = {field.name: str(field.type) for field in schema if not all(map(_is_text, _leaves(field.type)))}
-            if lost:
-                columns = ", ".join(f"{name!r} ({kind:.60})" for name, kind in lost.items())
-                raise ColumnError(f"{suffix} cannot hold the columns {columns} as they are; use .parquet or a folder")
-        elif suffix or out.startswith(HUB) or _is_stream(dataset):
+        if suffix in ("", ".parquet"):
             try:
-                pq.write_table(schema.empty_table(), pa.BufferOutputStream())
+                if suffix or out.startswith(HUB) or _is_stream(dataset):
+                    pq.write_table(schema.empty_table(), pa.BufferOutputStream())
             except pa.ArrowException as error:
-                raise ColumnError(
-                    f"Parquet cannot hold these columns ({error}); remove the column, or use .jsonl"
-                ) from error
+                raise ColumnError(f"Parquet cannot hold these columns ({error}); remove the one it names") from error
+            continue
+        lost = {field.name: str(field.type) for field in schema if not all(map(_TEXT.fullmatch, _leaves(field.type)))}
+        if suffix == ".csv":
+            lost |= {field.name: str(field.type) for field in schema if [*_leaves(field.type)] != [str(field.type)]}
+        if lost:
+            columns = ", ".join(f"{name!r} ({kind:.60})" for name, kind in lost.items())
+            raise ColumnError(f"{suffix} cannot hold the columns {columns} as they are; use .parquet or a folder")
 
 
-def _leaves(kind: Any) -> Iterator[Any]:
+def _leaves(kind: Any) -> Iterator[str]:
     """The types of the values inside an Arrow type."""
     import pyarrow as pa
 
@@ -267,25 +267,11 @@ def _leaves(kind: Any) -> Iterator[Any]:
         for at in range(kind.num_fields):
             yield from _leaves(kind.field(at).type)
     else:
-        yield kind
-
-
-def _is_nested(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return isinstance(kind, pa.BaseExtensionType) or pa.types.is_nested(kind)
-
-
-def _is_text(kind: Any) -> bool:
-    """Whether JSON holds the value, or ISO 8601 text says all of it (a time zone's name it does not)."""
-    return bool(
-        re.fullmatch(r"null|bool|u?int\d+|halffloat|float|double|(large_)?string(_view)?", str(kind))
-        or re.fullmatch(r"date\d+\[\w+\]|time\d+\[\w+\]|timestamp\[\w+\]", str(kind))
-    )
+        yield str(kind)
 
 
 def _least_bytes(split: Any, suffix: str) -> int:
-    """What a dataset takes on the disk for certain: Arrow as it is, text at least its own length, Parquet nobody knows."""
+    """What a dataset takes on the disk for certain: Arrow's own size, or that of its text; unknown for Parquet."""
     from datasets import Dataset
 
     if not isinstance(split, Dataset) or suffix == ".parquet" or len(split) != split.data.num_rows:
@@ -303,10 +289,6 @@ def _overlap(one: Path, other: Path) -> bool:
 
 def _is_same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
-
-
-def _is_local(place: str | os.PathLike[str]) -> bool:
-    return "://" not in os.fspath(place)
 
 
 def _each(dataset: Any) -> list[Any]:

@@ -26,43 +26,36 @@ from midb.generators.vllm import is_preferred
 from midb.generators.weights import resolve_adapter
 
 _KEY = "OPENAI_API_KEY"
-_ROWS, _WHO, _MONEY, _MEMORY = "Rows", "Who answers", "Money", "Memory and parts"
+_rows, _who, _money, _memory = (
+    functools.partial(typer.Option, rich_help_panel=title)
+    for title in ("Rows", "Who answers", "Money", "Memory and parts")
+)
 
 Source = Annotated[
     str, typer.Argument(help="A json, jsonl, csv or parquet file, a folder, or a Hub dataset (owner/name).")
 ]
-OutHelp = "A json, jsonl, csv or parquet file, a folder, or hf://datasets/owner/name."
-Out = Annotated[str, typer.Option(help=OutHelp)]
-OutOrNone = Annotated[str | None, typer.Option(help=OutHelp, show_default="needed, but for --shard and --dry-run")]
-Columns = Annotated[
-    str | None,
-    typer.Option(help="Which column is which: instruction=question,response=answer.", rich_help_panel=_ROWS),
-]
+_OUT = "A json, jsonl, csv or parquet file, a folder, or hf://datasets/owner/name."
+Out = Annotated[str, typer.Option(help=_OUT)]
+OutOrNone = Annotated[str | None, typer.Option(help=_OUT, show_default="needed, but for --shard and --dry-run")]
+Columns = Annotated[str | None, _rows(help="Which column is which: instruction=question,response=answer.")]
 Languages = Annotated[
     str | None, typer.Option(help="Such as fr,ja or French,Japanese; all that are there when left out.")
 ]
-PriceOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Per million prompt,completion tokens: 0.15,0.60 or 0.15,0.60,USD.",
-        rich_help_panel=_MONEY,
-        metavar="PRICE",
-    ),
-]
+PriceOption = Annotated[str | None, _money(help="Per million prompt,completion tokens: 0.15,0.60 or 0.15,0.60,USD.")]
 
 
 @dataclass(frozen=True)
 class Rows:
     """Which rows of a source."""
 
-    config: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.", rich_help_panel=_ROWS)] = None
+    config: Annotated[str | None, _rows(help="Configuration of a Hub dataset.")] = None
     split: Annotated[
         str | None,
-        typer.Option(
+        _rows(
             help="What to take: test, train[:20], train[10%:20%], train[:5]+test. A file is the split train.",
-            show_default="all splits", rich_help_panel=_ROWS,
+            show_default="all splits",
         ),
-    ] = None  # fmt: skip
+    ] = None
 
     def read(self, source: str) -> Any:
         """The rows."""
@@ -81,15 +74,15 @@ class Picked(Rows):
     """Which rows of a source, and which of its columns; also of one that is larger than memory."""
 
     columns: Columns = None
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.", rich_help_panel=_ROWS)] = None
+    limit: Annotated[int | None, _rows(min=1, help="Only the first rows.")] = None
     stream: Annotated[
         bool,
-        typer.Option(
-            "--stream", rich_help_panel=_ROWS,
-            help="Read and write row by row, for more rows than memory holds; --out is best a folder, which gets "
-            "part-00000.parquet and so on as rows come.",
+        _rows(
+            "--stream",
+            help="For more rows than memory holds: read and write them one by one; with a folder as --out, into "
+            "part-00000.parquet and so on.",
         ),
-    ] = False  # fmt: skip
+    ] = False
 
     def read(self, source: str) -> Any:
         """The rows, up to the limit."""
@@ -109,74 +102,55 @@ class Asked:
     """Who answers, what it may cost, and where answers are kept."""
 
     model: Annotated[
-        str,
-        typer.Option(
-            help="A model or adapter (folder or Hub id); with --base-url, the name the server knows.",
-            rich_help_panel=_WHO,
-        ),
+        str, _who(help="A model or adapter (folder or Hub id); with --base-url, the name the server knows.")
     ]
     base_url: Annotated[
         str | None,
-        typer.Option(
-            help="An OpenAI-compatible server, such as http://localhost:8000/v1; the key is read from the environment.",
-            rich_help_panel=_WHO,
+        _who(
+            help="An OpenAI-compatible server, such as http://localhost:8000/v1; the key is read from the environment."
         ),
     ] = None
-    api_key_env: Annotated[
-        str, typer.Option(help="The environment variable that holds the key.", rich_help_panel=_WHO)
-    ] = _KEY
-    concurrency: Annotated[
-        int, typer.Option(min=1, help="Requests in flight, with --base-url.", rich_help_panel=_WHO)
-    ] = 64
-    timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds a request may take, with --base-url.", rich_help_panel=_WHO)
-    ] = 600
+    api_key_env: Annotated[str, _who(help="The environment variable that holds the key.")] = _KEY
+    concurrency: Annotated[int, _who(min=1, help="Requests in flight, with --base-url.")] = 64
+    timeout: Annotated[float, _who(min=1, help="Seconds a request may take, with --base-url.")] = 600
     engine: Annotated[
         Literal["vllm", "transformers"] | None,
-        typer.Option(
-            help="What runs the model on this machine, without --base-url.", rich_help_panel=_WHO,
+        _who(
+            help="What runs the model on this machine, without --base-url.",
             show_default="vllm where it is installed and sees a GPU",
         ),
-    ] = None  # fmt: skip
+    ] = None
     dtype: Annotated[
         Dtype | None,
-        typer.Option(
-            help="Precision of a model on this machine.", rich_help_panel=_WHO,
-            show_default="bfloat16 on a GPU, else float32",
-        ),
-    ] = None  # fmt: skip
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Prompts per forward pass of transformers.", rich_help_panel=_WHO)
-    ] = 8
-    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens per answer at most.", rich_help_panel=_WHO)] = 2048
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.", rich_help_panel=_WHO)] = 0.0
+        _who(help="Precision of a model on this machine.", show_default="bfloat16 on a GPU, else float32"),
+    ] = None
+    batch_size: Annotated[int, _who(min=1, help="Prompts per forward pass of transformers.")] = 8
+    max_tokens: Annotated[int, _who(min=1, help="New tokens per answer at most.")] = 2048
+    temperature: Annotated[float, _who(min=0, help="0 is greedy.")] = 0.0
     price: PriceOption = None
     max_cost: Annotated[
         float | None,
-        typer.Option(
-            min=0, rich_help_panel=_MONEY, help="Stop before more is spent, in the currency of --price. Rows left out keep a "
-            "status not_run; the same command with more goes on from there.",
+        _money(
+            min=0,
+            help="Stop before more is spent, in the currency of --price; rows left out are not_run, and the same command "
+            "with more goes on from there.",
         ),
-    ] = None  # fmt: skip
+    ] = None
     journal: Annotated[
         str | None,
-        typer.Option(
+        _memory(
             help="Where answers are kept, so that a rerun, also to another --out, asks only what is missing: a file, or what "
             "many machines share: an existing folder, a path that ends in /, or a URL such as s3://bucket/run/.",
-            show_default="SOURCE.journal, beside the source; in the working folder for a source on the Hub or where it cannot "
-            "be written",
-            rich_help_panel=_MEMORY,
+            show_default="SOURCE.journal beside the source; in the working folder where the source is on the Hub or its "
+            "folder cannot be written",
         ),
-    ] = None  # fmt: skip
-    no_journal: Annotated[
-        bool, typer.Option("--no-journal", help="Keep nothing: a rerun pays again.", rich_help_panel=_MEMORY)
-    ] = False
+    ] = None
+    no_journal: Annotated[bool, _memory("--no-journal", help="Keep nothing: a rerun pays again.")] = False
     shard: Annotated[
         str | None,
-        typer.Option(
-            help="i/n: ask only the i-th of n parts of the rows, from 0, as one job of many; --out may be left out, as the "
-            "answers are in --journal. The same command without --shard puts the rows together.",
-            rich_help_panel=_MEMORY,
+        _memory(
+            help="i/n: ask only the i-th of n parts of the rows, from 0, as one job of many. --out may be left out, as the "
+            "answers are in --journal: the same command without --shard puts the rows together."
         ),
     ] = None
     dry_run: Annotated[
