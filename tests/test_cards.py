@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 from midb.errors import ColumnError, MidbError
 from midb.hub import adapter_card, dataset_card, eval_set_card, metric_card, push_dataset
 from midb.hub.facts import Share, named_splits, read_edits
-from midb.hub.picture import bar_heights, distance_figure, draw_distances, equal_bins
+from midb.hub.picture import distance_figure, draw_distances, equal_bins
 from midb.hub.readme import BEGIN, END, as_section, earlier_folders, merge, read_kind
 from midb.judging.report import summarize
 from midb.judging.statistics import wilson
@@ -294,8 +294,9 @@ def test_rows_that_are_spread_evenly_are_drawn_flat(longest):
     [french] = read_edits(named_splits(rows)).languages
     edges = equal_bins(french.distances)
     assert len(set(np.diff(edges))) == 1
-    heights = bar_heights(french.distances, edges)
-    assert heights.sum() == 3 * longest
+    [axes] = distance_figure(read_edits(named_splits(rows))).axes
+    heights = [bar.get_height() for bar in axes.patches]
+    assert sum(heights) == 3 * longest
     assert set(heights[:-1]) == {3 * int(edges[1])}  # and the last holds what is left
 
 
@@ -845,6 +846,8 @@ def test_rows_without_settings_say_only_who_was_asked():
     older = concatenate_datasets([made(boosted(20)), made(boosted(10), "", "")])
     assert [run["rows"] for run in run_tables(dataset_card(older))] == ["20", "10"]
     assert run_tables(dataset_card(edits([("fr", "a", "b")]))) == []
+    some = concatenate_datasets([made(boosted(20)), made(boosted(10), "", "", "")])
+    assert run_tables(dataset_card(some))[1] == {"rows": "10", "settings": "these rows do not state their settings"}
     unknown = dataset_card(boosted().remove_columns("boosted_by")).text
     assert "The rows do not say which model made them, nor how." in unknown
 
