@@ -54,7 +54,10 @@ _QUESTION_MEANINGS = {
     "defect": "what is wrong with the row; empty where nothing is",
     "repair": "what was repaired in the row; empty where nothing was",
 }
-_SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B", "n>10B")
+_SIZES = (
+    "n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B", "10B<n<100B",
+    "100B<n<1T", "n>1T",
+)  # fmt: skip
 
 
 def dataset_card(

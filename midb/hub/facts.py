@@ -6,7 +6,7 @@ Knows the columns of edits and memory that stays flat: a few bytes a row, whatev
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,51 +69,24 @@ class LanguageFacts:
     Attributes:
         language: ISO code; empty where no row says it.
         rows: All of them.
-        statuses: (`boost_status`, the code of `boost_reason`) → rows; empty where the rows have no status.
+        boosted, unchanged: By `boost_status`.
+        rejected: Reason → rows.
+        failed: Reason → rows without an answer: `failed`, and `not_run`, which the budget left out.
         distances: In characters, of the rows that count: those boosted, or all where no row has a status.
     """
 
     language: str
     rows: int
-    statuses: Counter[tuple[str, str]]
+    boosted: int
+    unchanged: int
+    rejected: Counter[str]
+    failed: Counter[str]
     distances: "NDArray[np.int32]"
 
     @property
     def name(self) -> str:
         """In English where the table of languages has it."""
         return language_name(self.language)
-
-    def _reasons(self, *statuses: str) -> dict[str, int]:
-        found: Counter[str] = Counter()
-        for (status, reason), rows in self.statuses.items():
-            if status in statuses:
-                found[reason] += rows
-        return dict(found)
-
-    @property
-    def boosted(self) -> int:
-        """Rows whose edit stands."""
-        return sum(self._reasons("boosted").values())
-
-    @property
-    def unchanged(self) -> int:
-        """Rows that the model left as they were."""
-        return sum(self._reasons("unchanged").values())
-
-    @property
-    def rejected(self) -> dict[str, int]:
-        """Reason → rows."""
-        return self._reasons("rejected")
-
-    @property
-    def failed(self) -> dict[str, int]:
-        """Reason → rows without an answer: `failed`, and `not_run` where the budget ended the run before them."""
-        return self._reasons("failed", "not_run")
-
-    @property
-    def reasons(self) -> dict[str, int]:
-        """Of the rejected and the failed."""
-        return self._reasons("rejected", "failed", "not_run")
 
     @property
     def mean_distance(self) -> float | None:
@@ -128,12 +101,12 @@ class LanguageFacts:
     @property
     def boosted_share(self) -> Share:
         """Of the rows that were answered: a failed one may be boosted by a rerun."""
-        return Share(self.boosted, self.rows - sum(self.failed.values()))
+        return Share(self.boosted, self.rows - self.failed.total())
 
     @property
     def rejected_share(self) -> Share:
         """Of the rows that were answered."""
-        return Share(sum(self.rejected.values()), self.rows - sum(self.failed.values()))
+        return Share(self.rejected.total(), self.rows - self.failed.total())
 
 
 @dataclass(frozen=True)
@@ -283,21 +256,22 @@ def read_edits(splits: Mapping[str, "Dataset"], language: str | None = None) -> 
             _count_runs(runs, texts)
     place, far = np.concatenate(list(places.values())), np.concatenate(list(distances.values()))
 
-    def counted(code: str, mine: "NDArray[np.bool_]", at: int | None) -> LanguageFacts:
-        own: Counter[tuple[str, str]] = Counter()
-        for (where, status, reason), rows in statuses.items():
-            if at in (None, where):
-                own[status, reason] += rows
-        return LanguageFacts(code, int(mine.sum()), own, far[mine & (far >= 0)])
+    def counted(code: str, mine: "NDArray[np.bool_]", here: Iterable[int]) -> LanguageFacts:
+        of: dict[str, Counter[str]] = {status: Counter() for status in _STATUSES}
+        for (at, status, reason), rows in statuses.items():
+            of[status][reason] += rows * (at in here)
+        boosted, unchanged = of["boosted"].total(), of["unchanged"].total()
+        failed = +of["failed"] + of["not_run"]
+        return LanguageFacts(code, int(mine.sum()), boosted, unchanged, +of["rejected"], failed, far[mine & (far >= 0)])
 
-    found = [counted(code, place == at, at) for at, code in enumerate(codes)]
+    found = [counted(code, place == at, [at]) for at, code in enumerate(codes)]
     unsaid = runs.pop((), 0)
     return EditFacts(
         languages=tuple(sorted((each for each in found if each.rows), key=lambda each: each.name)),
-        total=counted("", np.ones(len(place), bool), None),
+        total=counted("", np.ones(len(place), bool), range(len(codes))),
         splits={name: len(split) for name, split in splits.items()},
         columns={name: kind_of(kind) for name, kind in features.items()},
-        runs=tuple(read_run(*made, rows) for made, rows in runs.most_common() if any(made)),
+        runs=tuple(read_run(rows, *made) for made, rows in runs.most_common()) if any(map(any, runs)) else (),
         other_runs=unsaid,
         has_status=has_status,
         samples=tuple(_samples(splits, codes, places, distances)),

@@ -73,16 +73,11 @@ def equal_bins(distances: "NDArray[np.int32]") -> "NDArray[np.int64]":
     return np.arange(0, end + width + 1, width)
 
 
-def bar_heights(distances: "NDArray[np.int32]", edges: "NDArray[np.int64]") -> "NDArray[np.int64]":
-    """The rows of each bar; the last one holds also those that went farther."""
-    return np.histogram(np.minimum(distances, edges[-1] - 1), edges)[0]
-
-
 def _panel(axes: "Axes", title: str, distances: "NDArray[np.int32]", edges: "NDArray[np.int64]", median: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    starts, width = edges[:-1], edges[1] - edges[0]
-    axes.bar(starts, bar_heights(distances, edges), width=width * 0.9, align="edge", color="#2a6f97")
+    # The last bar holds also the rows that went farther.
+    axes.hist(np.minimum(distances, edges[-1] - 1), edges.tolist(), rwidth=0.9, color="#2a6f97")
     axes.axvline(median, color="#c8553d", linewidth=1.2)
     axes.text(median, axes.get_ylim()[1], f" {median:,g}", color="#c8553d", fontsize=7, va="top")
     axes.set_title(title, fontsize=8, loc="left")

@@ -38,7 +38,7 @@ class Run(NamedTuple):
     rows: int
 
 
-def read_run(boosted_by: str, identity: str, settings: str, rows: int) -> Run:
+def read_run(rows: int, boosted_by: str, identity: str, settings: str) -> Run:
     """Read what a run says of itself. Never raises, whatever the text is."""
     if not settings:
         return Run(boosted_by, identity, None, "these rows do not state their settings", "", True, rows)

@@ -6,12 +6,11 @@ Knows how each thing lies in its repository; what a card says is made in `cards`
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from midb.hub.cards import (
     metric_card,
     metric_folder,
 )
-from midb.hub.facts import BATCH_ROWS, license_of, named_splits, read_edits, read_languages
+from midb.hub.facts import license_of, named_splits, read_edits, read_languages
 from midb.hub.picture import draw_distances
 from midb.hub.readme import ALL, earlier_folders
 from midb.hub.shipment import Pushed, Shipment
@@ -223,6 +222,16 @@ def push_metric(
     return shipment.send(card, {path.name: path for path in paths}, f"the metric {name}")
 
 
+class _Part(NamedTuple):
+    """The rows of one language in one split: the folder of their files, and how much is in them."""
+
+    folder: str
+    split: str
+    rows: int
+    memory: int
+    disk: int
+
+
 def _push_splits(
     shipment: Shipment,
     splits: Mapping[str, "Dataset"],
@@ -232,119 +241,66 @@ def _push_splits(
     max_shard_size: int | str,
 ) -> Pushed:
     """Write one folder per language, whose files are those of its configuration and, together, of `all`."""
+    from datasets import config
+
     shipment.begin(card)
-    with _drafts() as drafts:
-        configs: dict[str, _Config] = {}
-        for folder, split, part in _parts(splits, language, drafts):
-            paths, memory = _write(part, drafts / "files" / folder, split, max_shard_size)
-            for name in [ALL] if folder == NOWHERE else [folder, ALL]:
-                configs.setdefault(name, _Config()).add(split, folder, len(part), memory, paths)
-        _describe(card, configs, next(iter(splits.values())).features)
+    codes, places = read_languages(splits, language)
+    cache = Path(config.HF_DATASETS_CACHE)  # where there is room for data; a /tmp may be memory
+    cache.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="midb-push-", dir=cache) as drafts:
+        parts = [
+            _write(
+                split,
+                rows.select(np.flatnonzero(places[split] == at)),
+                Path(drafts, codes[at] or NOWHERE),
+                max_shard_size,
+            )
+            for split, rows in splits.items()
+            for at in np.unique(places[split])
+        ]
+        _describe(card, parts, next(iter(splits.values())).features)
         folders = earlier_folders(shipment.readme, card)
         ours = [path for path in shipment.there if (found := _PARQUET.fullmatch(path)) and found["folder"] in folders]
-        files = {path.relative_to(drafts / "files").as_posix(): path for path in sorted((drafts / "files").glob("*/*"))}
-        rows, languages = sum(map(len, splits.values())), len(configs) - 1
+        files = {path.relative_to(drafts).as_posix(): path for path in sorted(Path(drafts).glob("*/*"))}
+        rows, languages = sum(part.rows for part in parts), len({part.folder for part in parts} - {NOWHERE})
         what = f"{rows:,} rows" + (f" in {languages} language{'s' * (languages > 1)}" if languages else "")
         return shipment.send(card, {**more, **files}, what, earlier_files=ours)
 
 
-@contextmanager
-def _drafts() -> Iterator[Path]:
-    """A folder beside the datasets' cache, where there is room for data; a /tmp may be memory."""
-    from datasets import config
-
-    cache = Path(config.HF_DATASETS_CACHE)
-    cache.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="midb-push-", dir=cache) as folder:
-        yield Path(folder)
-
-
-def _write(part: "Dataset", folder: Path, split: str, max_shard_size: int | str) -> tuple[list[Path], int]:
-    """Write rows as Parquet files of a size; the files, and their bytes in memory."""
+def _write(split: str, rows: "Dataset", folder: Path, max_shard_size: int | str) -> _Part:
+    """Write rows as Parquet files of a size."""
     from datasets.utils.py_utils import convert_file_size_to_int
 
-    folder.mkdir(parents=True, exist_ok=True)
-    size = part.data.nbytes * len(part) / max(1, part.data.num_rows)
+    folder.mkdir(exist_ok=True)
+    size = rows.data.nbytes * len(rows) / max(1, rows.data.num_rows)
     shards = max(1, math.ceil(size / convert_file_size_to_int(max_shard_size)))
     paths = [folder / f"{split}-{nth:05d}-of-{shards:05d}.parquet" for nth in range(shards)]
-    memory = sum(part.shard(shards, nth, contiguous=True).to_parquet(path) for nth, path in enumerate(paths))
-    return paths, memory
+    memory = sum(rows.shard(shards, nth, contiguous=True).to_parquet(path) for nth, path in enumerate(paths))
+    return _Part(folder.name, split, len(rows), memory, sum(path.stat().st_size for path in paths))
 
 
-class _Config:
-    """A configuration as it grows: where the files of each split are, how much is in them, and what they weigh."""
-
-    def __init__(self) -> None:
-        self.globs: dict[str, list[str]] = {}
-        self.splits: dict[str, Any] = {}
-        self.disk = 0
-
-    def add(self, split: str, folder: str, rows: int, memory: int, paths: Sequence[Path]) -> None:
-        from datasets import SplitInfo
-
-        self.globs.setdefault(split, []).append(f"{folder}/{split}-*")
-        info = self.splits.setdefault(split, SplitInfo(split, 0, 0))
-        info.num_examples += rows
-        info.num_bytes += memory
-        self.disk += sum(path.stat().st_size for path in paths)
-
-
-def _describe(card: "RepoCard", configs: Mapping[str, _Config], features: Any) -> None:
+def _describe(card: "RepoCard", parts: Sequence[_Part], features: Any) -> None:
     """Write the configurations into a card's metadata, in the words of `datasets`."""
-    from datasets import DatasetInfo
+    from datasets import DatasetInfo, SplitInfo
     from datasets.info import DatasetInfosDict
     from datasets.splits import SplitDict
     from datasets.utils.metadata import MetadataConfigs
 
-    files: dict[str, dict[str, Any]] = {}
-    infos = {}
-    for name, config in configs.items():
-        files[name] = {"data_files": [{"split": split, "path": found} for split, found in config.globs.items()]}
+    configs, infos = {}, {}
+    for name in dict.fromkeys((ALL, *(part.folder for part in parts if part.folder != NOWHERE))):
+        mine = [part for part in parts if name in (ALL, part.folder)]
+        by_split = {part.split: [each for each in mine if each.split == part.split] for part in mine}
+        files = [{"split": name, "path": [f"{each.folder}/{name}-*" for each in of]} for name, of in by_split.items()]
+        configs[name] = {"data_files": files} | ({"default": True} if name == ALL else {})
+        sizes = [SplitInfo(name, sum(p.memory for p in of), sum(p.rows for p in of)) for name, of in by_split.items()]
         infos[name] = DatasetInfo(
             features=features,
-            splits=SplitDict(config.splits),
-            download_size=config.disk,
-            dataset_size=sum(info.num_bytes for info in config.splits.values()),
+            splits=SplitDict({info.name: info for info in sizes}),
+            download_size=sum(part.disk for part in mine),
+            dataset_size=sum(part.memory for part in mine),
         )
-    files[ALL]["default"] = True
-    MetadataConfigs(files).to_dataset_card_data(card.data)
+    MetadataConfigs(configs).to_dataset_card_data(card.data)
     DatasetInfosDict(infos).to_dataset_card_data(card.data)
-
-
-def _parts(splits: Mapping[str, "Dataset"], language: str | None, drafts: Path) -> Iterator[tuple[str, str, "Dataset"]]:
-    """The rows by split and language, each with the folder where they go."""
-    codes, places = read_languages(splits, language)
-    for split, rows in splits.items():
-        place = places[split]
-        starts = np.flatnonzero(np.diff(place, prepend=-1))  # where another language begins
-        if len(starts) == len(set(place[starts])):
-            runs = zip(starts, [*starts[1:], len(place)], strict=True)
-            found = {int(place[start]): rows.select(range(start, end)) for start, end in runs}
-        else:
-            found = _sorted_out(rows, place, drafts / split)
-        for at in sorted(found):
-            yield codes[at] or NOWHERE, split, found[at]
-
-
-def _sorted_out(rows: "Dataset", place: "np.ndarray", folder: Path) -> dict[int, "Dataset"]:
-    """Rows that stand mixed, one file for each place: they are read once, where picking them would read row by row."""
-    import pyarrow as pa
-    from datasets import Dataset
-    from datasets.arrow_writer import ArrowWriter
-
-    folder.mkdir()
-    writers: dict[int, Any] = {}
-    start = 0
-    for table in rows.with_format("arrow").iter(batch_size=BATCH_ROWS):
-        here = place[start : start + table.num_rows]
-        start += table.num_rows
-        for at in np.unique(here).tolist():
-            if at not in writers:
-                writers[at] = ArrowWriter(features=rows.features, path=str(folder / f"{at}.arrow"))
-            writers[at].write_table(table.filter(pa.array(here == at)))
-    for writer in writers.values():
-        writer.finalize()
-    return {at: Dataset.from_file(str(folder / f"{at}.arrow")) for at in writers}
 
 
 def _check_sendable(splits: Mapping[str, "Dataset"], language: str | None) -> None:
