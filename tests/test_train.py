@@ -394,6 +394,36 @@ def test_the_filters_of_the_recipe_are_per_language(model, tmp_path):
     assert preview(edits(5), replace(given, max_rows=2)).tokens.counts.kept == 2
 
 
+def test_only_edits_that_stand_are_learnt_from_and_the_others_are_counted(model, tmp_path, capsys):
+    rows = [
+        {**row, "boost_status": status, "language": "en"}
+        for row, status in zip(
+            edits(8).to_list(),
+            ["rejected", "boosted", "failed", "unchanged", "boosted", "not_run", "boosted", None],
+            strict=True,
+        )
+    ]
+    given, boosted_rows = recipe(model, tmp_path, max_steps=1), Dataset.from_list(rows)
+    said = "left out by boost_status: 1 failed, 1 not_run, 1 rejected, 1 unchanged"
+    seen = preview(boosted_rows, given)
+    assert seen.tokens.not_standing == {"failed": 1, "not_run": 1, "rejected": 1, "unchanged": 1}
+    assert (seen.tokens.counts.rows, seen.tokens.counts.kept) == (4, 4)
+    assert said in str(seen)
+    stands = boosted_rows.select([1, 4, 6, 7]).remove_columns("boost_status")  # null is the status of an expert's edit
+    assert seen.tokens.fingerprint == preview(stands, given).tokens.fingerprint
+    assert preview(boosted_rows, replace(given, k=0.5)).tokens.counts.kept == 2
+    assert preview(boosted_rows, replace(given, k=8, statuses="boosted, unchanged")).tokens.counts.kept == 5
+    assert preview(boosted_rows, replace(given, statuses=("unchanged",), max_rows=1)).tokens.counts.kept == 1
+    assert capsys.readouterr().err == ""  # said in the report, and not twice
+    trainer = lora_trainer(boosted_rows, given, eval_edits=boosted_rows.select([0, 1]))
+    assert (len(trainer.train_dataset), len(trainer.eval_dataset)) == (4, 1)
+    report = capsys.readouterr().err
+    assert said in report
+    assert "left out by boost_status: 1 rejected\n" in report
+    with pytest.raises(ValueError, match=r"no edit stands \(left out by boost_status: 1 failed, 1 rejected\)"):
+        preview(boosted_rows.select([0, 2]), given)
+
+
 # --- again, and on ----------------------------------------------------------------------------------------------------
 
 
@@ -774,6 +804,15 @@ def test_the_command_writes_over_no_model_that_it_did_not_train(command, model, 
             said = command("--out", foreign, *more)
             assert (said.exit_code, f"{foreign} holds a model that midb did not train" in said.stderr) == (1, True)
         Path(foreign, "checkpoint-5").rmdir()
+
+
+def test_the_command_says_which_rows_are_left_out(command, tmp_path):
+    rows = [{**row, "boost_status": "boosted" if at < 4 else "unchanged"} for at, row in enumerate(edits(6).to_list())]
+    Dataset.from_list(rows).to_json(tmp_path / "edits.jsonl")
+    assert "left out by boost_status: 2 unchanged" in command("--dry-run").stdout
+    assert "boost_status" not in command("--dry-run", statuses=["boosted", "unchanged"]).stdout
+    said = command("--dry-run", statuses="bosted")
+    assert (said.exit_code, "statuses: ('bosted',) cannot be used; give some of boosted, " in said.stderr) == (1, True)
 
 
 def test_a_dry_run_needs_no_weights_and_leaves_nothing(command, model, tmp_path):

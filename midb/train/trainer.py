@@ -36,19 +36,20 @@ def lora_trainer(
 ) -> "SFTTrainer":
     """Make a trainer that turns edits into a booster: `lora_trainer(edits, recipe).train()`.
 
-    Reads: the pair columns, their `raw_` twins, and `language` where there is one.  Rows: those that the recipe's distance
-    filter and its `max_length` keep; a report on stderr says how many, and none is cut unless the recipe says so.
+    Reads: the pair columns, their `raw_` twins, and `language` and `boost_status` where they are.
+    Rows: those whose edit stands (the recipe's `statuses`) and that its distance filter and `max_length` keep. A report on
+    stderr counts what is left out, and none is cut unless the recipe says so.
 
     What comes back is TRL's own trainer, with everything a plain one can do. It holds the loss to the completion and the
     token that ends it. When the training ends, `output_dir` is a booster: `Booster.from_pretrained(output_dir)`. SIGTERM
     ends `.train()` early, with a checkpoint: `.train(resume_from_checkpoint=last_checkpoint(output_dir))` goes on.
 
     Args:
-        edits: What the experts changed; the distance filter is part of the recipe, so give them all.
+        edits: What experts or a booster changed; the recipe selects among them, so give them all.
         recipe: The hyper-parameters.
         model: A folder or Hub id in place of the recipe's.
         output_dir: Where checkpoints and the adapter go; the recipe's, or `booster`.
-        eval_edits: Edits held out: their loss is measured with every checkpoint. They are not filtered.
+        eval_edits: Edits held out: their loss is measured with every checkpoint. Only `statuses` selects among them.
 
     Raises:
         MissingExtraError: trl, peft, torch or what the recipe asks for is not installed.
@@ -219,7 +220,7 @@ def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord, limit: int | 
         is_over = False
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            fault = [None]
+            fault: list[Any] = [None]
             if state.is_world_process_zero:  # one process looks, and all of them stop
                 try:
                     training_in(args.output_dir, record)
