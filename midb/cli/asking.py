@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from midb.cli.options import Asked, read_price
-from midb.cli.terminal import note, stop
+from midb.cli.terminal import note, show_counts, stop
 from midb.files import check_out, write_dataset
 from midb.run import Run, sampling_of
 from midb.schema import column_names
@@ -61,6 +61,18 @@ def ask(
     for split in result.values() if isinstance(result, dict) else [result]:
         counts.update(split[task.counted[0]][:])
     return counts, result
+
+
+def count_by_language(result: Any, column: str, statuses: tuple[str, ...]) -> None:
+    """Print a table of what became of the rows."""
+    counts: dict[str, dict[str, int]] = {}
+    for split in result.values() if isinstance(result, dict) else [result]:
+        languages = split["language"] if "language" in split.column_names else ["(not said)"] * len(split)
+        for language, status in zip(languages, split[column], strict=True):
+            row = counts.setdefault(str(language), {})
+            row[status] = row.get(status, 0) + 1
+    seen = {status for row in counts.values() for status in row}
+    show_counts(counts, tuple(name for name in statuses if name != "not_run" or name in seen))
 
 
 def finish(counts: Counter[str], asked: Asked, out: str | None, why: str) -> None:

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from midb.booster import Booster
-from midb.cli.asking import ask, finish
+from midb.cli.asking import ask, count_by_language, finish
 from midb.cli.options import Asked, OutOrNone, Picked, Source, read_columns, read_price
-from midb.cli.terminal import show_counts, show_message
+from midb.cli.terminal import show_message
 from midb.files import check_out
 from midb.generators import FunctionGenerator
 from midb.generators.weights import adapter_record
@@ -58,18 +58,6 @@ def preview(
     for row, messages in enumerate(booster.preview(_named(rows.read(source), rows.columns), n)):
         for message in messages:
             show_message(f"row {row} · {message['role']}", message["content"])
-
-
-def count_by_language(result: Any, column: str, statuses: tuple[str, ...]) -> None:
-    """Print a table of what became of the rows."""
-    counts: dict[str, dict[str, int]] = {}
-    for split in result.values() if isinstance(result, dict) else [result]:
-        languages = split["language"] if "language" in split.column_names else ["(not said)"] * len(split)
-        for language, status in zip(languages, split[column], strict=True):
-            row = counts.setdefault(str(language), {})
-            row[status] = row.get(status, 0) + 1
-    seen = {status for row in counts.values() for status in row}
-    show_counts(counts, tuple(name for name in statuses if name != "not_run" or name in seen))
 
 
 def _named(dataset: Any, columns: str | None) -> Any:

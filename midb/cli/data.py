@@ -1,15 +1,18 @@
-"""`midb filter` and `midb data`: the edits that changed the most, and the published ones."""
+"""`midb filter` and `midb data`: the edits that changed the most, the published ones, and the published questions."""
 
 from typing import Annotated
 
 import typer
 
+from midb import release
 from midb.cli.options import Columns, Languages, Out, Rows, Source, read_columns, read_list
 from midb.cli.terminal import note
 from midb.distance import filter_by_edit_distance
 from midb.errors import ColumnError
 from midb.files import check_out, write_dataset
 from midb.schema import as_edits
+
+SETS = {"mt-bench": release.load_mt_bench, "alpaca-eval": release.load_alpaca_eval}
 
 
 def filter_(
@@ -58,8 +61,6 @@ def data(
     coachlm: Annotated[bool, typer.Option("--coachlm", help="CoachLM's English edits instead.")] = False,
 ) -> None:
     """Write the published expert edits as one clean dataset, saying row by row what was mended."""
-    from midb import release
-
     check_out(out, sources=[source] if source else [])
     wanted = read_list(languages)
     if coachlm and wanted:

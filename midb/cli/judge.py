@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from midb import release
-from midb.cli.asking import ask, finish
-from midb.cli.boost import count_by_language
+from midb.cli.asking import ask, count_by_language, finish
+from midb.cli.data import SETS
 from midb.cli.options import (
     Asked,
     Languages,
@@ -27,8 +27,6 @@ from midb.files import check_out
 from midb.judging.answers import Answering
 from midb.judging.comparisons import Missing, Mode, as_comparisons
 from midb.judging.judge import Judge
-
-SETS = {"mt-bench": release.load_mt_bench, "alpaca-eval": release.load_alpaca_eval}
 
 
 def answer(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from midb import release
-from midb.cli.judge import SETS
+from midb.cli.data import SETS
 from midb.cli.options import read_names
 from midb.files import read_dataset
 
