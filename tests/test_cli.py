@@ -274,7 +274,7 @@ def test_data_writes_the_published_edits_as_one_clean_file(tmp_path):
         (["in.jsonl", "--out", "missing/o.jsonl"], "make it"),
         (["in.jsonl", "--out", "full"], "other things in it"),
         (["in.jsonl", "--out", "o.jsonl", "--columns", "instruction=nope"], "nope"),
-        (["odd.jsonl", "--out", "o.jsonl"], "--columns instruction=question"),
+        (["odd.jsonl", "--out", "o.jsonl"], "--columns instruction=...,response=..."),
         (["broken.jsonl", "--out", "o.jsonl"], "line 2: not JSON"),
         (["latin.csv", "--out", "o.jsonl"], "latin.csv is not UTF-8"),
         (["empty.jsonl", "--out", "o.jsonl"], "holds no rows"),
@@ -302,6 +302,31 @@ def test_a_mistake_is_told_before_anything_is_called(server, tmp_path, monkeypat
     assert says in said.stderr
     assert server.get("stats")["requests"] == 0
     assert Path("full/precious.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "row", "says"),
+    [
+        ("boost", {"text": "x"}, "say which column is which: --columns instruction=...,response=..."),
+        ("boost", {"instruction": "a", "response": None}, "row 0: response is null; drop such rows first"),
+        (
+            "boost",
+            {name: "a" for side in ("", "raw_") for name in (f"{side}instruction", f"{side}input", f"{side}response")},
+            "say which side to boost: --columns instruction=raw_instruction,input=raw_input,response=raw_response",
+        ),
+        ("answer", {"text": "x"}, "say which it is, e.g. --columns question=text"),
+        ("answer", {"question": "x", "answers": ["y"]}, "remove them to ask again, or rename them to keep both"),
+        ("filter", {"instruction": "a", "response": "b"}, "name the column that holds the revised text: --columns response=..."),
+        ("judge", {"question": "a", "answer": "b"}, "name it with --on, or number the rows"),
+    ],
+)
+def test_an_error_names_options_and_not_python(tmp_path, command, row, says):
+    source = jsonl(tmp_path / "in.jsonl", [row])
+    asked = ("-k", 1) if command == "filter" else ("--model", "m", "--base-url", "http://x", "--dry-run")
+    said = midb(command, source, *([source] if command == "judge" else []), *asked, "--out", tmp_path / "out.jsonl")
+    assert said.exit_code == 1, said.output
+    line = next(line for line in said.stderr.splitlines() if line.startswith("midb: "))
+    assert line.endswith(says)
 
 
 def test_wrong_usage_has_its_own_exit_code(tmp_path):

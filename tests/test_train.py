@@ -763,7 +763,7 @@ def test_the_command_trains_once_and_goes_on_only_with_the_same_training(command
     out = tmp_path / "out"
     said = command(max_steps=4)
     assert said.exit_code == 0, said.output
-    assert f"trained 4 steps; use it: Booster.from_pretrained('{out}')" in said.stderr
+    assert f"trained 4 steps; use it: midb boost SOURCE --model {out} --out OUT" in said.stderr
     assert read_record(out).recipe["dataset"] == "edits.jsonl"
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     again = command(max_steps=4, logging_steps=9, gradient_checkpointing=False)

@@ -57,7 +57,7 @@ def train(
     folder = Path(out or recipe.output_dir or OUTPUT_DIR)
     starts_over = restart and (folder / ADAPTER_FILE).is_file()  # only what midb trained is ever deleted
     before = None if starts_over else training_in(folder, plan.record)
-    use = f"use it: Booster.from_pretrained({str(folder)!r})"
+    use = f"use it: midb boost SOURCE --model {shlex.quote(str(folder))} --out OUT"
     if before and before.metrics:
         print(f"this booster is trained to its end; {use}, or --restart to train it again", file=sys.stderr)
         return

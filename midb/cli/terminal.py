@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -11,8 +12,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from midb.errors import ColumnError, GenerationError, MidbError
+from midb.errors import GenerationError, MidbError
 
+_IN_PYTHON: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"booster\.map\(as_pairs\(edits\)\), or the raw one with ", ""),
+    (
+        r"(?:as_(?:pairs|edits)\(\w+, )?columns=\{(.*?)\}\)?",
+        lambda found: "--columns " + re.sub(r"['\" ]", "", found[1]).replace(":", "="),
+    ),
+    (r"columns= names", "--columns names"),
+    (r"\bon=", "--on"),
+    (r"(?:, e\.g\.|:) ds\.\w+\(.*?\)(?=$|;|, or )", ""),  # what to do is said before it
+)
 _NO_HUB = "the Hub cannot be reached ({}); look at the connection and at HF_ENDPOINT, then run the same command again"
 
 
@@ -29,22 +40,22 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             stop("interrupted", 130)
         except GenerationError as error:
-            stop(str(error), 4)
+            stop(as_command(str(error)), 4)
         except BrokenPipeError:  # `midb ... | head`: the reader has what it wanted
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except ColumnError as error:
-            hint = (
-                "\nOn the command line: --columns instruction=question,response=answer"
-                if "columns=" in str(error) and "columns" in options
-                else ""
-            )
-            stop(f"{error}{hint}", 1)
         except httpx.TransportError as error:  # of the Hub: a generator explains its own
             stop(_NO_HUB.format(error), 1)
         except (MidbError, DatasetsError, ValueError, OSError) as error:
-            stop(str(error), 1)
+            stop(as_command(str(error)), 1)
 
     return wrapped
+
+
+def as_command(message: str) -> str:
+    """What an error says in Python, in the options of the command line."""
+    for python, command in _IN_PYTHON:
+        message = re.sub(python, command, message)
+    return message
 
 
 def stop(message: str, code: int) -> NoReturn:
