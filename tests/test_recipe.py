@@ -147,6 +147,7 @@ GOOD = {
     "lora_dropout": [0.05, 0.999],
     "target_modules": [("q_proj",), ("self_attn.q_proj", "v_proj"), CHATGLM],
     "k": [1, 2301, 1.0, 0.3, None],
+    "statuses": [("unchanged",), ("boosted", "unchanged"), ("boosted", "failed", "not_run", "rejected", "unchanged")],
     "max_rows": [1, 1000],
     "learning_rate": [1e-12, 4e-4, 1.0],
     "lr_scheduler_type": ["linear", "constant_with_warmup", "inverse_sqrt"],

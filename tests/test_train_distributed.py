@@ -55,7 +55,7 @@ def begin(given, rows, folder, how, processes=2):
     call = [BIN / "accelerate", "launch", how, "--num_processes", str(processes), "--main_process_port", "0"]
     with folder.with_suffix(".log").open("a") as log:
         return subprocess.Popen(
-            [*call, "-m", "midb.train", file, "--out", folder], stdout=log, stderr=log,
+            [*call, "-m", "midb", "train", file, "--out", folder], stdout=log, stderr=log,
             env=ENVIRONMENT,
         )  # fmt: skip
 

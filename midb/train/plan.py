@@ -8,14 +8,14 @@ import math
 import os
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midb.chat import ChatFormat
-from midb.distance import filter_by_edit_distance
+from midb.distance import filter_by_edit_distance, left_out_line, standing
 from midb.errors import require_extra
 from midb.generators.adapter import AdapterRecord
 from midb.generators.weights import resolve_adapter, weights_name
@@ -70,19 +70,26 @@ class Plan:
     @cached_property
     def tokens(self) -> TokenizedSet:
         """The rows that will be trained on."""
-        kept = self.edits
-        if self.recipe.k is not None:
-            by = "language" if "language" in kept.column_names else None
-            kept = filter_by_edit_distance(kept, self.recipe.k, by=by)
-        if self.recipe.max_rows is not None:
-            kept = _first_of_each_language(kept, self.recipe.max_rows)
-        return self.tokenized(kept)
+        return self.tokenized(self.edits, self.recipe.k, self.recipe.max_rows)
 
-    def tokenized(self, edits: "Dataset") -> TokenizedSet:
-        """Edits as this training reads them, unfiltered."""
+    def tokenized(self, edits: "Dataset", k: int | float | None = None, max_rows: int | None = None) -> TokenizedSet:
+        """The edits that stand as this training reads them; of each language the `k` farthest and the first `max_rows`."""
         _check_stored(edits, "eval_edits")
-        rows = as_training_set(edits, prompt=self.recipe.prompt, parity=self.recipe.parity)
-        return tokenize(rows, self.chat, max_length=self.recipe.max_length, overlong=self.recipe.overlong)
+        statuses = self.recipe.statuses
+        kept, left_out = standing(edits, statuses)
+        if left_out and not len(kept):
+            raise ValueError(
+                f"there is no row to train on, as no edit stands ({left_out_line(left_out)}); "
+                f"give edits that were boosted, or other statuses than {', '.join(statuses)}"
+            )
+        if k is not None:
+            by = "language" if "language" in kept.column_names else None
+            kept = filter_by_edit_distance(kept, k, by=by, statuses=statuses)
+        if max_rows is not None:
+            kept = _first_of_each_language(kept, max_rows)
+        rows = as_training_set(kept, prompt=self.recipe.prompt, parity=self.recipe.parity)
+        tokens = tokenize(rows, self.chat, max_length=self.recipe.max_length, overlong=self.recipe.overlong)
+        return replace(tokens, not_standing=left_out)
 
     @cached_property
     def batch(self) -> dict[str, int]:

@@ -3,7 +3,6 @@
 The home of trl and peft.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from trl import SFTTrainer
 
-OUTPUT_DIR = "booster"  # where nobody says another
+OUTPUT_DIR = "booster"  # the default
+STATE = "trainer_state.json"  # in a checkpoint, written by the trainer
 
 
 def lora_trainer(
@@ -36,31 +36,34 @@ def lora_trainer(
 ) -> "SFTTrainer":
     """Make a trainer that turns edits into a booster: `lora_trainer(edits, recipe).train()`.
 
-    Reads: the pair columns, their `raw_` twins, and `language` where there is one.  Rows: those that the recipe's distance
-    filter and its `max_length` keep; a report on stderr says how many, and none is cut unless the recipe says so.
+    Reads: the pair columns, their `raw_` twins, and `language` and `boost_status` where they are.
+    Rows: those whose edit stands (the recipe's `statuses`) and that its distance filter and `max_length` keep. A report on
+    stderr counts what is left out, and none is cut unless the recipe says so.
 
     What comes back is TRL's own trainer, with everything a plain one can do. It holds the loss to the completion and the
     token that ends it. When the training ends, `output_dir` is a booster: `Booster.from_pretrained(output_dir)`. SIGTERM
     ends `.train()` early, with a checkpoint: `.train(resume_from_checkpoint=last_checkpoint(output_dir))` goes on.
-    A folder that holds another training is written over, without its checkpoints being gone on from; the command refuses.
 
     Args:
-        edits: What the experts changed; the distance filter is part of the recipe, so give them all.
+        edits: What experts or a booster changed; the recipe selects among them, so give them all.
         recipe: The hyper-parameters.
         model: A folder or Hub id in place of the recipe's.
         output_dir: Where checkpoints and the adapter go; the recipe's, or `booster`.
-        eval_edits: Edits held out: their loss is measured with every checkpoint. They are not filtered.
+        eval_edits: Edits held out: their loss is measured with every checkpoint. Only `statuses` selects among them.
 
     Raises:
         MissingExtraError: trl, peft, torch or what the recipe asks for is not installed.
         ColumnError: The edits lack a column.
         TypeError: The edits are streamed, or several splits.
         FileNotFoundError: There is no such model or DeepSpeed file.
-        ValueError: The model has no such modules, cannot be rendered as the recipe says, or no row fits.
+        ValueError: The model has no such modules, cannot be rendered as the recipe says, no row fits, or `output_dir` holds
+            another training or a model that midb did not train.
 
     Source: MIDB (arXiv 2505.17671); the optimiser and loss are those of its training fork, LLaMA-Factory 0.9.3.
     """
-    return build(Plan(edits, recipe, str(model or recipe.model)), output_dir or recipe.output_dir, eval_edits)
+    plan, folder = Plan(edits, recipe, str(model or recipe.model)), output_dir or recipe.output_dir or OUTPUT_DIR
+    training_in(folder, plan.record)
+    return build(plan, folder, eval_edits)
 
 
 def preview(edits: "Dataset", recipe: LoraRecipe, *, model: str | Path | None = None) -> Preview:
@@ -74,7 +77,7 @@ def preview(edits: "Dataset", recipe: LoraRecipe, *, model: str | Path | None = 
     return Plan(edits, recipe, str(model or recipe.model)).preview()
 
 
-def build(plan: Plan, output_dir: str | Path | None, eval_edits: "Dataset | None" = None) -> "SFTTrainer":
+def build(plan: Plan, output_dir: str | Path, eval_edits: "Dataset | None" = None) -> "SFTTrainer":
     """The trainer of a plan."""
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
@@ -83,17 +86,17 @@ def build(plan: Plan, output_dir: str | Path | None, eval_edits: "Dataset | None
     recipe = plan.recipe
     if recipe.deepspeed and "LOCAL_RANK" not in os.environ:
         raise ValueError(
-            "DeepSpeed needs a launcher, for one GPU too: accelerate launch --use_deepspeed -m midb.train RECIPE; or "
+            "DeepSpeed needs a launcher, for one GPU too: accelerate launch --use_deepspeed -m midb train RECIPE; or "
             "leave out deepspeed, which a model that fits on one GPU does not need"
         )
     plan.check_machine()
     tokens = plan.tokens
     held_out = None if eval_edits is None else plan.tokenized(eval_edits)
     # Before the model is loaded: under DeepSpeed ZeRO-3 this is what lets it load in parts.
-    arguments = SFTConfig(output_dir=str(output_dir or OUTPUT_DIR), **_arguments(plan, held_out is not None))
+    arguments = SFTConfig(output_dir=str(output_dir), **_arguments(plan, held_out is not None))
     if arguments.n_gpu > 1:  # TRL says so too, after the weights are loaded
         raise ValueError(
-            f"one process sees {arguments.n_gpu} GPUs; start one for each with `accelerate launch -m midb.train`, or show it "
+            f"one process sees {arguments.n_gpu} GPUs; start one for each with `accelerate launch -m midb train`, or show it "
             "one: CUDA_VISIBLE_DEVICES=0"
         )
     if arguments.process_index == 0:
@@ -118,7 +121,7 @@ def build(plan: Plan, output_dir: str | Path | None, eval_edits: "Dataset | None
         for weight in trainer.model.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()
-    trainer.add_callback(_folder_callback(trainer, plan.record))
+    trainer.add_callback(_folder_callback(trainer, plan.record, recipe.save_total_limit))
     return trainer
 
 
@@ -171,7 +174,7 @@ def _arguments(plan: Plan, evaluated: bool) -> dict[str, Any]:
         "logging_steps": recipe.logging_steps,
         "save_strategy": "steps",
         "save_steps": recipe.save_steps,
-        "save_total_limit": recipe.save_total_limit,
+        "save_total_limit": None,  # transformers goes by file times; `_remove_older` goes by steps
         "eval_strategy": "steps" if evaluated else "no",
         "eval_steps": recipe.save_steps if evaluated else None,
         "prediction_loss_only": True,
@@ -200,13 +203,14 @@ def _loading(plan: Plan, arguments: Any) -> dict[str, Any]:
     return how
 
 
-def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord) -> Any:
+def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord, limit: int | None) -> Any:
     """What makes the trainer's folder a booster: a log and a picture all along, record and adapter at the end.
 
     SIGTERM, which a cluster sends before it takes a machine back, ends the training with a checkpoint after the step
     under way. (`enable_jit_checkpoint` of transformers saves in mid-step, so that the same dropout is not drawn again,
     lets each process choose its own step, and takes the signal over from the moment a trainer is built.)
     """
+    from accelerate.utils import broadcast_object_list
     from transformers import TrainerCallback, set_seed
 
     class Folder(TrainerCallback):
@@ -216,6 +220,14 @@ def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord) -> Any:
         is_over = False
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            fault: list[Any] = [None]
+            if state.is_world_process_zero:  # one process looks, and all of them stop
+                try:
+                    training_in(args.output_dir, record)
+                except ValueError as error:
+                    fault = [error]
+            if broadcast_object_list(fault)[0]:
+                raise fault[0]
             set_seed(args.seed)  # whatever drew numbers since the trainer was built
             # TRL begins this count anew where a training goes on.
             trainer._total_train_tokens = max((entry.get("num_tokens", 0) for entry in state.log_history), default=0)
@@ -256,10 +268,12 @@ def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord) -> Any:
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             trainer.accelerator.wait_for_everyone()  # each process writes its part; the record says that all are there
-            if state.is_world_process_zero:
-                checkpoint = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            checkpoint = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            if state.is_world_process_zero and (checkpoint / STATE).is_file():  # else someone has deleted it
                 record.write(checkpoint)  # it boosts too
                 _remove_paths(checkpoint)
+                _remove_older(checkpoint, limit, state.best_model_checkpoint)
+            if state.is_world_process_zero:
                 plot_log(args.output_dir)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -293,29 +307,63 @@ def _metrics(state: Any) -> dict[str, float]:
     return {"steps": state.global_step, "epoch": last["epoch"], **kept} if measured else {"steps": state.global_step}
 
 
+def _checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints in a folder in the order of their steps, whole or not."""
+    found = [path for path in Path(folder).glob("checkpoint-*") if path.is_dir() and path.name[11:].isdecimal()]
+    return sorted(found, key=lambda path: int(path.name[11:]))
+
+
+def _remove_older(newest: Path, limit: int | None, best: str | None) -> None:
+    """Delete checkpoints of earlier steps beyond the limit, in their order, but not the best one.
+
+    By step and after the newest is whole: file times differ between machines, and some file systems have none.
+    """
+    found = _checkpoints(newest.parent)
+    earlier = found[: found.index(newest)]
+    excess = len(earlier) + 1 - limit if limit else 0
+    for path in [path for path in earlier if str(path) != best][: max(excess, 0)]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def last_checkpoint(folder: str | Path) -> str | None:
     """The newest whole checkpoint in a training's folder, for `trainer.train(resume_from_checkpoint=...)`.
 
-    A checkpoint that a kill left unfinished is passed over (the record is the last file that is written, when every
-    process has written its own), and so is one that an earlier, other training left in the folder.
+    A checkpoint that a kill left unfinished is skipped (the record is the last file that is written, when every process
+    has written its own), and so is a checkpoint of another training.
     """
     record = read_record(folder)
-    found = []
-    for path in Path(folder).glob("checkpoint-*"):
-        try:
-            step = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+    for path in reversed(_checkpoints(folder)):
         own = read_record(path)
-        if own and not (record and record.differences(own)):
-            found.append((step, str(path)))
-    return max(found)[1] if found else None
+        if own and (path / STATE).is_file() and not (record and record.differences(own)):
+            return str(path)
+    return None
+
+
+def training_in(folder: str | Path, record: AdapterRecord) -> AdapterRecord | None:
+    """The record that this training has left in a folder; None in a folder without checkpoints and adapter.
+
+    Raises:
+        ValueError: The folder, or a checkpoint in it, is of another training, or of none that midb did.
+    """
+    checkpoints, has_adapter = _checkpoints(folder), Path(folder, ADAPTER_CONFIG).is_file()
+    before = read_record(folder)
+    if not (checkpoints or has_adapter or (not before and Path(folder, "config.json").is_file())):
+        return None
+    if not before:
+        raise ValueError(f"{folder} holds a model that midb did not train; give another output_dir (--out)")
+    for path in (Path(folder), *checkpoints):
+        if (found := read_record(path)) and (differences := record.differences(found)):
+            where = f"{path.name}: " if path in checkpoints else ""
+            raise ValueError(
+                f"{folder} holds another training ({where}{'; '.join(differences):.500}); give another output_dir (--out), "
+                "or delete what is there (--restart)"
+            )
+    return before
 
 
 def remove_training(folder: str | Path) -> None:
-    """Take away what an earlier training wrote, and nothing else: checkpoints, adapter, record, log and picture."""
-    for path in Path(folder).glob("checkpoint-*"):
-        if path.name.removeprefix("checkpoint-").isdigit():
-            shutil.rmtree(path)
+    """Delete what an earlier training wrote, and nothing else: checkpoints, adapter, record, log and picture."""
+    for path in _checkpoints(folder):
+        shutil.rmtree(path)
     for name in (ADAPTER_CONFIG, "adapter_model.safetensors", ADAPTER_FILE, LOG, PLOT):
         Path(folder, name).unlink(missing_ok=True)

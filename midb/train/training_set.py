@@ -7,10 +7,11 @@ so that the report says what a length limit costs, in rows and per language.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from midb.chat import ChatFormat
+from midb.distance import left_out_line
 from midb.errors import ColumnError
 from midb.prompts import PROMPT, TAGS, check_tags, render_messages, render_pair
 from midb.schema import PAIR, RAW, AnyDataset, Batch, Pair, as_edits, column_names, in_format_of, mapped, without_format
@@ -32,7 +33,8 @@ def as_training_set(
     Reads: the pair columns and their `raw_` twins.
     Adds: in their place `prompt` (one user message: what a booster sends for the raw pair) and `completion` (one
     assistant message: the new pair between tags).
-    Rows: n → n.
+    Rows: n → n. A boosted row whose edit does not stand has its raw pair as the completion. `lora_trainer` leaves those
+    out; for another trainer drop them first: `edits.filter(lambda row: row["boost_status"] == "boosted")`.
 
     Args:
         edits: Stored or streamed, in splits or not.
@@ -122,6 +124,7 @@ class TokenizedSet:
         max_length: The limit, in tokens of prompt and completion together.
         overlong_rows: The numbers of the first ten rows that are longer.
         fingerprint: 16 hex digits over all ids and labels in order: the same data has the same on any machine.
+        not_standing: Status → boosted rows that were left out before, as their edit does not stand; they are not in `counts`.
     """
 
     dataset: "Dataset"
@@ -130,9 +133,10 @@ class TokenizedSet:
     max_length: int
     overlong_rows: tuple[int, ...]
     fingerprint: str
+    not_standing: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """A table of the counts, a line on rows that are too long, and the fingerprint."""
+        """A table of the counts, a line each on rows without a standing edit and rows that are too long, the fingerprint."""
         table = [("language", *(each.name.replace("_", " ") for each in fields(Counts)))]
         for language, counts in (*self.languages.items(), ("all", self.counts)):
             table.append((language, *(f"{number:,}" for number in astuple(counts))))
@@ -141,6 +145,8 @@ class TokenizedSet:
             line[0].ljust(first) + "".join(cell.rjust(width + 2) for cell, width in zip(line[1:], others, strict=True))
             for line in table
         ]
+        if self.not_standing:
+            lines.append(left_out_line(self.not_standing))
         if over := self.counts.left_out + self.counts.cut:
             rows = ", ".join(map(str, self.overlong_rows)) + (", …" if over > len(self.overlong_rows) else "")
             lines.append(f"longer than {self.max_length:,} tokens: {over:,} (row {rows})")
