@@ -19,7 +19,7 @@ from midb.errors import require_extra
 from midb.generators.adapter import AdapterRecord
 from midb.generators.weights import resolve_adapter, weights_name
 from midb.prompts import TAGS
-from midb.train.recipe import Dtype, LoraRecipe, check_target_modules
+from midb.train.recipe import Dtype, LoraRecipe, find_modules
 from midb.train.training_set import TokenizedSet, as_training_set, check_stored, show_tokens, tokenize
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Plan:
         check_stored(self.edits, "edits")
         if resolve_adapter(self.model)[1]:
             raise ValueError(f"{self.model!r} is an adapter; train on its base model, or merge it into one first")
-        check_target_modules(self.recipe.target_modules, self._layers)
+        _ = self.modules
 
     @cached_property
     def chat(self) -> ChatFormat:
@@ -209,11 +209,8 @@ class Plan:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The layers that LoRA will stand beside."""
-        wanted = self.recipe.target_modules
-        if wanted == "all-linear":
-            return tuple(self._layers)
-        return tuple(name for name in self._layers if any(f".{name}".endswith(f".{end}") for end in wanted))
+        """The layers that LoRA adapts."""
+        return find_modules(self.recipe.target_modules, self._layers)
 
     def preview(self) -> "Preview":
         """The plan for people to read."""

@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from midb.chat import ChatFormat
-from midb.distance import left_out_line
+from midb.distance import check_edit_columns, left_out_line
 from midb.errors import ColumnError
 from midb.prompts import PROMPT, TAGS, check_tags, render_messages, render_pair
 from midb.schema import PAIR, RAW, AnyDataset, Batch, Pair, as_edits, column_names, in_format_of, mapped, without_format
@@ -59,11 +59,7 @@ def _split_as_chats(split: Any, step: "_AsChats") -> Any:
     from datasets import Dataset, List, Value
 
     names = column_names(split)
-    if missing := [name for name in (*PAIR, *RAW) if name not in names]:
-        raise ColumnError(
-            f"no column {', '.join(missing)} (found: {', '.join(names)}); a booster learns from edits: boost the pairs "
-            "first, or bring the texts before and after a revision into this shape with midb.as_edits"
-        )
+    check_edit_columns(names)
     if taken := sorted({"prompt", "completion"} & set(names)):
         raise ColumnError(f"the edits already have a column {', '.join(taken)}; remove or rename it first")
     # Each column by its own name: this checks the texts, and takes no other column for one of them.
