@@ -127,7 +127,7 @@ def _measured(split: Any) -> Any:
     from datasets import Features, IterableDataset, Value, concatenate_datasets
 
     if split.features is not None:
-        _check_present(split.features)
+        check_edit_columns(split.features)
         _check_text(split.features, (*RAW, *PAIR))
     if isinstance(split, IterableDataset):
         features = split.features and Features({**split.features, EDIT_DISTANCE: Value("int64")})
@@ -167,7 +167,7 @@ def _measure_lists(batch: Batch, rows: list[int]) -> Batch:
     """Batch function: the same for a stream, whose columns are known only when a batch arrives."""
     import pyarrow as pa
 
-    _check_present(batch)
+    check_edit_columns(batch)
     try:
         edits = pa.table({column: pa.array(batch[column], pa.large_string()) for column in (*RAW, *PAIR)})
     except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
@@ -238,7 +238,8 @@ def _check_text(features: Mapping[str, Any], columns: Sequence[str]) -> None:
             raise ColumnError(f"column {column!r} is {feature}, not text; cast it to Value('string') first")
 
 
-def _check_present(columns: Mapping[str, Any]) -> None:
+def check_edit_columns(columns: Collection[str]) -> None:
+    """Raise ColumnError unless all six text columns of an edit are there."""
     missing = [column for column in (*RAW, *PAIR) if column not in columns]
     if missing:
         raise ColumnError(

@@ -39,13 +39,15 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show one example token by token, counts and steps; load no weights.")
     ] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew where another training began.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Delete the training in the output folder and start over.")
+    ] = False,
 ) -> None:
-    """Train a LoRA booster; run the same command again to go on where it stopped."""
+    """Train a LoRA booster; run the same command again to resume where it stopped."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         recipe = LoraRecipe.from_yaml(recipe_file)
-    for warning in told if os.environ.get("RANK", "0") == "0" else []:  # one process tells it
+    for warning in told if os.environ.get("RANK", "0") == "0" else []:  # once, not in every process
         print(f"midb: {warning.message}", file=sys.stderr)
     recipe = replace(recipe, dataset=edits or recipe.dataset)
     if recipe.dataset is None:
@@ -59,24 +61,22 @@ def train(
     before = None if starts_over else training_in(folder, plan.record)
     use = f"use it: midb boost SOURCE --model {shlex.quote(str(folder))} --out OUT"
     if before and before.metrics:
-        print(f"this booster is trained to its end; {use}, or --restart to train it again", file=sys.stderr)
+        print(f"this booster is fully trained; {use}, or --restart to train it again", file=sys.stderr)
         return
-    trainer = build(plan, folder)
+    trainer = build(plan, folder, starts_over=starts_over)
     from accelerate.utils import broadcast_object_list  # the plan has seen that it is installed
 
     checkpoint = broadcast_object_list([last_checkpoint(folder) if before else None])[0]
     if checkpoint and trainer.is_world_process_zero():
-        print(f"going on from {checkpoint}", file=sys.stderr)
+        print(f"resuming from {checkpoint}", file=sys.stderr)
     if starts_over and trainer.is_world_process_zero():
         remove_training(folder)
     trainer.train(resume_from_checkpoint=checkpoint)
     state = trainer.state
     is_stopped = state.global_step < state.max_steps  # by SIGTERM
     if state.is_world_process_zero:
-        how = "stopped after" if is_stopped else "trained"
-        print(
-            f"{how} {state.global_step:,} steps; {'the same command goes on' if is_stopped else use}", file=sys.stderr
-        )
+        how, what = ("stopped after", "the same command resumes") if is_stopped else ("trained", use)
+        print(f"{how} {state.global_step:,} steps; {what}", file=sys.stderr)
     if is_stopped:
         raise KeyboardInterrupt
 

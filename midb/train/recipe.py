@@ -185,26 +185,28 @@ class LoraRecipe:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def check_target_modules(target_modules: str | Iterable[str], available: Iterable[str]) -> None:
-    """Refuse names of modules that the model does not have, even where it has some of them: PEFT would train those only.
+def find_modules(target_modules: str | Iterable[str], available: Iterable[str]) -> tuple[str, ...]:
+    """The full names of the modules to train; a name that the model lacks is refused, as PEFT would train the others only.
 
     Args:
         target_modules: As in `LoraRecipe`: "all-linear", or last parts of names.
-        available: The full names of the modules that LoRA can stand beside.
+        available: The full names of the modules that LoRA can adapt.
 
     Raises:
         ValueError: The model has no such modules; says which it has.
     """
-    if target_modules == "all-linear":
-        return
-    names = list(available)
-    wanted = _module_names(target_modules)
-    if missing := [each for each in wanted if not any(f".{name}".endswith(f".{each}") for name in names)]:
+    names, wanted = tuple(available), _module_names(target_modules)
+    if wanted == "all-linear":
+        return names
+    found = {end: [name for name in names if f".{name}".endswith(f".{end}")] for end in wanted}
+    if missing := [end for end, matches in found.items() if not matches]:
         kinds = sorted(kind for kind in {name.rpartition(".")[2] for name in names} if not kind.isdigit())
         raise ValueError(
             f"the model has no modules named {', '.join(missing)}; it has {', '.join(kinds)}. Name some of these, or take "
             "all of them: target_modules: all-linear (in a LLaMA-Factory file, lora_target: all)"
         )
+    chosen = {name for matches in found.values() for name in matches}
+    return tuple(name for name in names if name in chosen)
 
 
 # --- what a field may be ----------------------------------------------------------------------------------------------

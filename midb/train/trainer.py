@@ -1,4 +1,4 @@
-"""A plan becomes a plain `trl.SFTTrainer`, and the trainer's folder a booster.
+"""Plan → `trl.SFTTrainer`, whose output folder becomes a booster; and which checkpoints in a folder are this training's.
 
 The home of trl and peft.
 """
@@ -34,15 +34,16 @@ def lora_trainer(
     output_dir: str | Path | None = None,
     eval_edits: "Dataset | None" = None,
 ) -> "SFTTrainer":
-    """Make a trainer that turns edits into a booster: `lora_trainer(edits, recipe).train()`.
+    """Build a trainer that turns edits into a booster: `lora_trainer(edits, recipe).train()`.
 
     Reads: the pair columns, their `raw_` twins, and `language` and `boost_status` where they are.
     Rows: those whose edit stands (the recipe's `statuses`) and that its distance filter and `max_length` keep. A report on
     stderr counts what is left out, and none is cut unless the recipe says so.
 
-    What comes back is TRL's own trainer, with everything a plain one can do. It holds the loss to the completion and the
-    token that ends it. When the training ends, `output_dir` is a booster: `Booster.from_pretrained(output_dir)`. SIGTERM
-    ends `.train()` early, with a checkpoint: `.train(resume_from_checkpoint=last_checkpoint(output_dir))` goes on.
+    Returns TRL's own trainer, with everything a plain one can do. The loss is over the completion and its end token.
+    When the training ends, `output_dir` is a booster: `Booster.from_pretrained(output_dir)`. SIGTERM ends `.train()` early
+    with a checkpoint, and `.train(resume_from_checkpoint=last_checkpoint(output_dir))` resumes.
+    A folder holds the checkpoints of one training: another training in it is refused, and no checkpoint is lost.
 
     Args:
         edits: What experts or a booster changed; the recipe selects among them, so give them all.
@@ -62,12 +63,11 @@ def lora_trainer(
     Source: MIDB (arXiv 2505.17671); the optimiser and loss are those of its training fork, LLaMA-Factory 0.9.3.
     """
     plan, folder = Plan(edits, recipe, str(model or recipe.model)), output_dir or recipe.output_dir or OUTPUT_DIR
-    training_in(folder, plan.record)
     return build(plan, folder, eval_edits)
 
 
 def preview(edits: "Dataset", recipe: LoraRecipe, *, model: str | Path | None = None) -> Preview:
-    """Say what `lora_trainer` would do with the same arguments; loads a tokenizer and no weights.
+    """Return what `lora_trainer` would do with the same arguments; loads a tokenizer and no weights.
 
     Reads: as `lora_trainer`.  `print` it: one example token by token, counts, steps, and the layers that LoRA will touch.
 
@@ -77,8 +77,10 @@ def preview(edits: "Dataset", recipe: LoraRecipe, *, model: str | Path | None = 
     return Plan(edits, recipe, str(model or recipe.model)).preview()
 
 
-def build(plan: Plan, output_dir: str | Path, eval_edits: "Dataset | None" = None) -> "SFTTrainer":
-    """The trainer of a plan."""
+def build(
+    plan: Plan, output_dir: str | Path, eval_edits: "Dataset | None" = None, starts_over: bool = False
+) -> "SFTTrainer":
+    """The trainer of a plan; with `starts_over` the caller deletes what is in the folder before the training begins."""
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
@@ -91,6 +93,8 @@ def build(plan: Plan, output_dir: str | Path, eval_edits: "Dataset | None" = Non
         )
     plan.check_machine()
     tokens = plan.tokens
+    if not starts_over:
+        training_in(output_dir, plan.record)
     held_out = None if eval_edits is None else plan.tokenized(eval_edits)
     # Before the model is loaded: under DeepSpeed ZeRO-3 this is what lets it load in parts.
     arguments = SFTConfig(output_dir=str(output_dir), **_arguments(plan, held_out is not None))
@@ -143,38 +147,27 @@ def _arguments(plan: Plan, evaluated: bool) -> dict[str, Any]:
     recipe = plan.recipe
     # transformers 5 renames it on the way: TRL sets the old name by default, which warns where there is a new one.
     checkpointing = {"activation_checkpointing", "gradient_checkpointing"} & {each.name for each in fields(SFTConfig)}
+    same = (
+        "learning_rate lr_scheduler_type num_train_epochs max_steps per_device_train_batch_size weight_decay adam_beta1 "
+        "adam_beta2 adam_epsilon max_grad_norm seed packing max_length deepspeed logging_steps save_steps"
+    )
     return {
-        "learning_rate": recipe.learning_rate,
-        "lr_scheduler_type": recipe.lr_scheduler_type,
+        **{name: getattr(recipe, name) for name in same.split()},
         "warmup_steps": recipe.warmup_ratio,  # below 1, as a recipe's always is, it is a share of all steps
-        "num_train_epochs": recipe.num_train_epochs,
-        "max_steps": recipe.max_steps,
-        "per_device_train_batch_size": recipe.per_device_train_batch_size,
         "per_device_eval_batch_size": recipe.per_device_train_batch_size,
         "gradient_accumulation_steps": plan.batch["accumulated"],
         "optim": "adamw_torch",
-        "weight_decay": recipe.weight_decay,
-        "adam_beta1": recipe.adam_beta1,
-        "adam_beta2": recipe.adam_beta2,
-        "adam_epsilon": recipe.adam_epsilon,
-        "max_grad_norm": recipe.max_grad_norm,
-        "seed": recipe.seed,
-        "data_seed": recipe.seed,  # else the order of rows would hang on what drew numbers between building and training
+        "data_seed": recipe.seed,  # else the row order depends on what drew numbers between building and training
         "bf16": plan.dtype == "bfloat16",
         "fp16": plan.dtype == "float16",
         "use_cpu": not torch.cuda.is_available(),
         **dict.fromkeys(checkpointing, recipe.gradient_checkpointing),
-        "packing": recipe.packing,
-        "max_length": recipe.max_length,
         "dataset_kwargs": {"skip_prepare_dataset": True},  # our rows are ids and labels, and none is longer than that
         "pad_to_multiple_of": 8,
         # Of Liger TRL takes the layers' kernels; it has a loss of its own that needs no logits either.
         "use_liger_kernel": torch.cuda.is_available() and is_liger_kernel_available(),
-        "deepspeed": recipe.deepspeed,
-        "logging_steps": recipe.logging_steps,
         "save_strategy": "steps",
-        "save_steps": recipe.save_steps,
-        "save_total_limit": None,  # transformers goes by file times; `_remove_older` goes by steps
+        "save_total_limit": None,  # transformers deletes by file time; `_remove_older` deletes by step
         "eval_strategy": "steps" if evaluated else "no",
         "eval_steps": recipe.save_steps if evaluated else None,
         "prediction_loss_only": True,
@@ -204,11 +197,11 @@ def _loading(plan: Plan, arguments: Any) -> dict[str, Any]:
 
 
 def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord, limit: int | None) -> Any:
-    """What makes the trainer's folder a booster: a log and a picture all along, record and adapter at the end.
+    """What makes the trainer's folder a booster: log and plot during the training, record and adapter at the end.
 
-    SIGTERM, which a cluster sends before it takes a machine back, ends the training with a checkpoint after the step
-    under way. (`enable_jit_checkpoint` of transformers saves in mid-step, so that the same dropout is not drawn again,
-    lets each process choose its own step, and takes the signal over from the moment a trainer is built.)
+    SIGTERM, which a cluster sends before it takes a machine back, ends the training with a checkpoint after the current
+    step. (`enable_jit_checkpoint` of transformers saves in mid-step, so that a resumed training draws other dropout, lets
+    each process choose its own step, and handles the signal from the moment a trainer is built.)
     """
     from accelerate.utils import broadcast_object_list
     from transformers import TrainerCallback, set_seed
@@ -229,7 +222,7 @@ def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord, limit: int | 
             if broadcast_object_list(fault)[0]:
                 raise fault[0]
             set_seed(args.seed)  # whatever drew numbers since the trainer was built
-            # TRL begins this count anew where a training goes on.
+            # TRL starts this count at zero when a training resumes.
             trainer._total_train_tokens = max((entry.get("num_tokens", 0) for entry in state.log_history), default=0)
             self.told_to_stop, self.is_stopping, self.is_training = False, False, True
             self.is_over = state.global_step >= state.max_steps
@@ -240,7 +233,7 @@ def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord, limit: int | 
                 write_log(args.output_dir, state.log_history)  # of a resumed training: up to its checkpoint
 
         def stop(self, *signal_and_frame: Any) -> None:
-            self.told_to_stop = True  # once or more: a scheduler and its launcher each send one, moments apart
+            self.told_to_stop = True  # may come twice: from a scheduler, and moments later from its launcher
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.is_over:  # resumed from the checkpoint of the last step, and the trainer takes one more
@@ -268,13 +261,13 @@ def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord, limit: int | 
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             trainer.accelerator.wait_for_everyone()  # each process writes its part; the record says that all are there
-            checkpoint = Path(args.output_dir, f"checkpoint-{state.global_step}")
-            if state.is_world_process_zero and (checkpoint / STATE).is_file():  # else someone has deleted it
-                record.write(checkpoint)  # it boosts too
-                _remove_paths(checkpoint)
-                _remove_older(checkpoint, limit, state.best_model_checkpoint)
             if state.is_world_process_zero:
                 plot_log(args.output_dir)
+                checkpoint = Path(args.output_dir, f"checkpoint-{state.global_step}")
+                if (checkpoint / STATE).is_file():  # else it was deleted since
+                    _remove_paths(checkpoint)
+                    record.write(checkpoint)  # it boosts too
+                    _remove_older(checkpoint, limit, state.best_model_checkpoint)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if threading.current_thread() is threading.main_thread():
@@ -283,7 +276,7 @@ def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord, limit: int | 
             if state.is_world_process_zero:
                 plot_log(args.output_dir)
             if self.is_stopping and state.global_step < state.max_steps:
-                return  # the folder is a booster when the training has ended, and it goes on from its checkpoint
+                return  # the folder becomes a booster when the training ends; it resumes from its checkpoint
             trainer.save_model(args.output_dir)  # every process: under ZeRO-3 each holds a part
             if state.is_world_process_zero:
                 _remove_paths(Path(args.output_dir))
@@ -293,7 +286,7 @@ def _folder_callback(trainer: "SFTTrainer", record: AdapterRecord, limit: int | 
 
 
 def _remove_paths(folder: Path) -> None:
-    """Take away TRL's card and arguments, which tell paths of this machine and which nothing reads."""
+    """Delete TRL's card and arguments, which hold paths of this machine and which nothing reads."""
     for name in ("README.md", "training_args.bin"):
         Path(folder, name).unlink(missing_ok=True)
 
@@ -340,25 +333,26 @@ def last_checkpoint(folder: str | Path) -> str | None:
 
 
 def training_in(folder: str | Path, record: AdapterRecord) -> AdapterRecord | None:
-    """The record that this training has left in a folder; None in a folder without checkpoints and adapter.
+    """The record that this training left in a folder; None in a folder without checkpoints and adapter.
 
     Raises:
         ValueError: The folder, or a checkpoint in it, is of another training, or of none that midb did.
     """
-    checkpoints, has_adapter = _checkpoints(folder), Path(folder, ADAPTER_CONFIG).is_file()
-    before = read_record(folder)
-    if not (checkpoints or has_adapter or (not before and Path(folder, "config.json").is_file())):
+    checkpoints = _checkpoints(folder)
+    records = {path: found for path in (Path(folder), *checkpoints) if (found := read_record(path))}
+    files = (ADAPTER_CONFIG,) if records else (ADAPTER_CONFIG, "config.json")
+    if not (checkpoints or any(Path(folder, name).is_file() for name in files)):
         return None
-    if not before:
+    if not records:
         raise ValueError(f"{folder} holds a model that midb did not train; give another output_dir (--out)")
-    for path in (Path(folder), *checkpoints):
-        if (found := read_record(path)) and (differences := record.differences(found)):
+    for path, found in records.items():
+        if differences := record.differences(found):
             where = f"{path.name}: " if path in checkpoints else ""
             raise ValueError(
                 f"{folder} holds another training ({where}{'; '.join(differences):.500}); give another output_dir (--out), "
                 "or delete what is there (--restart)"
             )
-    return before
+    return next(iter(records.values()))
 
 
 def remove_training(folder: str | Path) -> None:

@@ -1,8 +1,8 @@
 """Edits → what a booster learns from: prompt and completion, then token ids with the prompt masked.
 
 The prompt is what a booster sends for the raw pair, the completion what it should answer: the new pair between tags.
-Knows texts and counts; not the model, the trainer or the recipe (`train.py`). Every row is counted before any is cut,
-so that the report says what a length limit costs, in rows and per language.
+Knows texts and counts; not the model, the trainer (`trainer.py`) or the recipe (`recipe.py`). Every row is counted before
+any is cut, so that the report says what a length limit costs, in rows and per language.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from midb.chat import ChatFormat
-from midb.distance import left_out_line
+from midb.distance import check_edit_columns, left_out_line
 from midb.errors import ColumnError
 from midb.prompts import PROMPT, TAGS, check_tags, render_messages, render_pair
 from midb.schema import PAIR, RAW, AnyDataset, Batch, Pair, as_edits, column_names, in_format_of, mapped, without_format
@@ -59,17 +59,15 @@ def _split_as_chats(split: Any, step: "_AsChats") -> Any:
     from datasets import Dataset, List, Value
 
     names = column_names(split)
-    if missing := [name for name in (*PAIR, *RAW) if name not in names]:
-        raise ColumnError(
-            f"no column {', '.join(missing)} (found: {', '.join(names)}); a booster learns from edits: boost the pairs "
-            "first, or bring the texts before and after a revision into this shape with midb.as_edits"
-        )
+    check_edit_columns(names)
     if taken := sorted({"prompt", "completion"} & set(names)):
         raise ColumnError(f"the edits already have a column {', '.join(taken)}; remove or rename it first")
     # Each column by its own name: this checks the texts, and takes no other column for one of them.
     edits = as_edits(without_format(split), columns={name: name for name in (*PAIR, *RAW)})
     chat = List({"role": Value("string"), "content": Value("string")})
-    how = {"load_from_cache_file": False} if isinstance(split, Dataset) else {}  # no cache sees that `escape` changed
+    how = (
+        {"load_from_cache_file": False} if isinstance(split, Dataset) else {}
+    )  # a cache would not notice that `escape` changed
     return in_format_of(split, mapped(edits, step, {"prompt": chat, "completion": chat}, (*PAIR, *RAW), **how))
 
 
@@ -174,12 +172,11 @@ def tokenize(
         ValueError: Rows are too long and `overlong` is `refuse`; no row is left; an option is unknown.
     """
     import numpy as np
-    from datasets import Dataset, Features, List, Value
+    from datasets import Features, List, Value
 
     if overlong not in ("leave_out", "cut", "refuse"):
         raise ValueError(f"overlong={overlong!r} is unknown; use 'leave_out', 'cut' or 'refuse'")
-    if not isinstance(rows, Dataset):
-        raise TypeError(f"rows are a {type(rows).__name__}; give one stored split, e.g. dataset['train']")
+    check_stored(rows, "rows")
     if missing := {"prompt", "completion"} - set(rows.column_names):
         raise ColumnError(
             f"no column {', '.join(sorted(missing))}; write the edits as chats first: as_training_set(edits)"
@@ -194,7 +191,7 @@ def tokenize(
         input_columns=["prompt", "completion"],
         remove_columns=rows.column_names,
         features=Features({"input_ids": ids, "labels": ids, "prompt_tokens": number, "completion_tokens": number}),
-        load_from_cache_file=False,  # no cache sees that this package or the tokenizer's library changed
+        load_from_cache_file=False,  # a cache would not notice another midb or tokenizers
         desc="Tokens",
     )
     counted = tokens.with_format("numpy", columns=["prompt_tokens", "completion_tokens"])[:]
@@ -236,6 +233,14 @@ def tokenize(
         overlong_rows=tuple(map(int, over[:10])),
         fingerprint=_fingerprint(dataset),
     )
+
+
+def check_stored(rows: Any, name: str) -> None:
+    """Raise TypeError unless the rows are one stored split."""
+    from datasets import Dataset
+
+    if not isinstance(rows, Dataset):
+        raise TypeError(f"{name} are a {type(rows).__name__}; give one stored split, e.g. dataset['train']")
 
 
 @dataclass(frozen=True)
@@ -280,9 +285,9 @@ def infer_seqlen(source: int, target: int, cutoff: int) -> tuple[int, int]:
 
 
 def show_tokens(input_ids: Sequence[int], labels: Sequence[int], tokenizer: Any) -> str:
-    """Write a row down token by token: place, id, whether it is trained, text.
+    """Format a row token by token: place, id, whether it is trained, text.
 
-    Text stands in Python's quotes, part of a character as bytes: spaces show, and nothing commands a terminal.
+    Text is quoted as in Python, part of a character as bytes: spaces show, and control characters are escaped.
     """
     lines = [
         f"{place:6}  {number:7}  {'trained' if label != MASKED else '':7}  {_spelled(number, tokenizer)}"
