@@ -61,7 +61,7 @@ _SIZES = (
 
 
 def dataset_card(
-    edits: "Dataset | DatasetDict",
+    edits: "Dataset | DatasetDict | EditFacts",
     *,
     repo_id: str = REPO,
     license: str | None = None,
@@ -76,6 +76,7 @@ def dataset_card(
     `boost_settings` where they are. How the rows were made is read from them and nowhere else.
 
     Args:
+        edits: Rows, or what `read_edits` counted of them.
         repo_id: Where it will be, for the lines that load it.
         license: An identifier of the Hub's list, such as `cc-by-nc-4.0`; by default what `edits.info` says. Never guessed.
         source_datasets: Hub ids of what the raw pairs were taken from.
@@ -91,26 +92,14 @@ def dataset_card(
         FileNotFoundError: There is no such template.
         MidbError: Your template is broken, or names what there is not.
     """
-    splits = named_splits(edits)
-    license = license_of(splits, license)
-    facts = read_edits(splits, language)
-    return card_of_facts(
-        facts, repo_id=repo_id, license=license, source_datasets=source_datasets, report=report, template=template
-    )
-
-
-def card_of_facts(
-    facts: EditFacts,
-    *,
-    repo_id: str = REPO,
-    license: str | None = None,
-    source_datasets: Sequence[str] | None = None,
-    report: "Report | None" = None,
-    template: str | Path | None = None,
-) -> "DatasetCard":
-    """`dataset_card` of rows that are counted already, as a push does for its picture."""
     from huggingface_hub import DatasetCard
 
+    if isinstance(edits, EditFacts):
+        facts = edits
+    else:
+        splits = named_splits(edits)
+        license = license_of(splits, license)
+        facts = read_edits(splits, language)
     if report is not None:
         _check_judged(report, facts)
     values = {

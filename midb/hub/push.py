@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,12 +21,12 @@ from midb.hub.cards import (
     PICTURE,
     adapter_card,
     base_model_of,
-    card_of_facts,
+    dataset_card,
     eval_set_card,
     metric_card,
     metric_folder,
 )
-from midb.hub.facts import license_of, named_splits, read_edits, read_languages
+from midb.hub.facts import BATCH_ROWS, license_of, named_splits, read_edits, read_languages
 from midb.hub.picture import draw_distances
 from midb.hub.readme import ALL, earlier_folders
 from midb.hub.shipment import Pushed, Shipment
@@ -34,6 +34,7 @@ from midb.hub.shipment import Pushed, Shipment
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
     from huggingface_hub import RepoCard
+    from numpy.typing import NDArray
 
     from midb.judging.report import Report
 
@@ -98,7 +99,7 @@ def push_dataset(
     license = license_of(splits, license)
     shipment = Shipment(repo_id, "dataset", revision, private, create_pr, token, dry_run)
     facts = read_edits(splits, language)
-    card = card_of_facts(
+    card = dataset_card(
         facts,
         repo_id=shipment.repo_id,
         license=license,
@@ -248,23 +249,45 @@ def _push_splits(
     cache = Path(config.HF_DATASETS_CACHE)  # where there is room for data; a /tmp may be memory
     cache.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="midb-push-", dir=cache) as drafts:
-        parts = [
-            _write(
-                split,
-                rows.select(np.flatnonzero(places[split] == at)),
-                Path(drafts, codes[at] or NOWHERE),
-                max_shard_size,
-            )
-            for split, rows in splits.items()
-            for at in np.unique(places[split])
-        ]
+        parts = []
+        for split, rows in splits.items():
+            by_place = _sorted_out(rows, places[split], Path(drafts))
+            parts += [
+                _write(split, by_place[at], Path(drafts, codes[at] or NOWHERE), max_shard_size)
+                for at in sorted(by_place)
+            ]
         _describe(card, parts, next(iter(splits.values())).features)
         folders = earlier_folders(shipment.readme, card)
         ours = [path for path in shipment.there if (found := _PARQUET.fullmatch(path)) and found["folder"] in folders]
-        files = {path.relative_to(drafts).as_posix(): path for path in sorted(Path(drafts).glob("*/*"))}
+        files = {path.relative_to(drafts).as_posix(): path for path in sorted(Path(drafts).glob("*/*.parquet"))}
         rows, languages = sum(part.rows for part in parts), len({part.folder for part in parts} - {NOWHERE})
         what = f"{rows:,} rows" + (f" in {languages} language{'s' * (languages > 1)}" if languages else "")
         return shipment.send(card, {**more, **files}, what, earlier_files=ours)
+
+
+def _sorted_out(rows: "Dataset", place: "NDArray[np.int16]", drafts: Path) -> dict[int, "Dataset"]:
+    """The rows of each place. Mixed rows are copied in one pass: `select` would gather them one by one, 20 times as slow."""
+    import pyarrow as pa
+    from datasets import Dataset
+    from datasets.arrow_writer import ArrowWriter
+
+    starts = np.flatnonzero(np.diff(place, prepend=-1))  # where another language begins
+    if len(starts) == len(set(place[starts])):
+        ends = [*starts[1:], len(place)]
+        return {int(place[start]): rows.select(range(start, end)) for start, end in zip(starts, ends, strict=True)}
+    folder = Path(mkdtemp(dir=drafts))
+    writers = {
+        at: ArrowWriter(features=rows.features, path=str(folder / f"{at}.draft")) for at in np.unique(place).tolist()
+    }
+    start = 0
+    for table in rows.with_format("arrow").iter(batch_size=BATCH_ROWS):
+        here = place[start : start + table.num_rows]
+        start += table.num_rows
+        for at in np.unique(here).tolist():
+            writers[at].write_table(table.filter(pa.array(here == at)))
+    for writer in writers.values():
+        writer.finalize()
+    return {at: Dataset.from_file(str(folder / f"{at}.draft")) for at in writers}
 
 
 def _write(split: str, rows: "Dataset", folder: Path, max_shard_size: int | str) -> _Part:

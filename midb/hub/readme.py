@@ -154,7 +154,10 @@ def _merged(theirs: dict[str, Any], ours: dict[str, Any], kind: str | None, fold
             merged[key] = [*new, *kept] if len(kept) + len(new) > 1 or key == "configs" else (kept or new)[0]
     chosen = [_name(each) for each in _listed(theirs.get("configs")) if isinstance(each, dict) and each.get("default")]
     if {*chosen} & {_name(each) for each in merged.get("configs", ())}:
-        merged["configs"] = [_with_default(each, _name(each) in chosen) for each in merged["configs"]]
+        for each in merged["configs"]:
+            each.pop("default", None)
+            if _name(each) in chosen:
+                each["default"] = True
     others = _without_ours(_listed(theirs.get("model-index")))
     if others and (figures := _listed(ours.get("model-index"))):
         others[0]["results"] += [result for model in figures for result in model["results"]]
@@ -163,11 +166,6 @@ def _merged(theirs: dict[str, Any], ours: dict[str, Any], kind: str | None, fold
     if not merged["model-index"]:
         del merged["model-index"]
     return merged
-
-
-def _with_default(config: Any, is_default: bool) -> Any:
-    others = {key: value for key, value in config.items() if key != "default"}
-    return others | {"default": True} if is_default else others
 
 
 def _without_ours(models: list[Any]) -> list[Any]:
