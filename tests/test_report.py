@@ -2,6 +2,7 @@ import io
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -973,6 +974,9 @@ def test_what_a_judge_returns_is_read_as_it_is():
     assert "edit_distance" in report.tables
 
 
+VECTORS = {each["id"]: each for each in json.loads(Path(__file__).with_name("judging_vectors.json").read_text())}
+
+
 def from_anchor(verdicts):
     return [{1: "a", 2: "b", 0: "tie", None: None}[each] for each in verdicts]
 
@@ -981,10 +985,9 @@ def vector(shared, file, name):
     return next(each for each in json.loads((shared / "vectors" / file).read_text())["vectors"] if each["id"] == name)
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize("name", ["fc_wr_80", "fc_wr_37"])
-def test_win_rates_are_fastchats(shared, name):
-    found = vector(shared, "judging_synthetic.json", name)
+def test_win_rates_are_fastchats(name):
+    found = VECTORS[name]
     ab = from_anchor(found["input"]["verdicts_game1"])
     ba = [FLIPPED[each] for each in from_anchor(found["input"]["verdicts_game2_swapped"])]
     group, expected = summarize(orders(zip(ab, ba, strict=True))).figures, found["expected"]
@@ -996,6 +999,15 @@ def test_win_rates_are_fastchats(shared, name):
     assert group.win_score.value == pytest.approx(expected["win_rate_adjusted"], abs=1e-12)
     assert group.win_score.n == expected["n_used"]
     assert sum(group.counts.no_verdict.values()) == expected["n_dropped"]
+
+
+@pytest.mark.shared
+def test_the_three_rates_are_those_in_coachlms_table(shared):
+    found = vector(shared, "judging_derived.json", "coachlm_wr_public")
+    for row, printed in zip(found["input"], found["expected"], strict=True):
+        group = summarize(scored([1] * row["win"] + [0] * row["tie"] + [-1] * row["loss"]), n_resamples=1).figures
+        rates = {"WR1": group.win_score.value, "WR2": group.wr2.value, "QS": group.qs.value}
+        assert rates == pytest.approx(printed, abs=found["tol"])
 
 
 @pytest.mark.shared
@@ -1017,9 +1029,8 @@ def test_groups_of_real_annotations_are_counted_and_tested_as_by_hand(shared):
         assert [group.wr2.low, group.wr2.high] == pytest.approx(expected["wilson"], abs=1e-9)
 
 
-@pytest.mark.shared
-def test_the_clustered_error_of_parallel_languages_is_the_published_one(shared):
-    found = vector(shared, "judging_synthetic.json", "cluster_40x4")
+def test_the_clustered_error_of_parallel_languages_is_the_published_one():
+    found = VECTORS["cluster_40x4"]
     questions, languages, scores = zip(*found["input"]["rows"], strict=True)
     rows = Dataset.from_dict(
         {"id": questions, "language": [f"l{each}" for each in languages],

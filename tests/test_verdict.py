@@ -18,7 +18,6 @@ from midb.judging.verdict import (
     parse_verdict,
     preference,
     unswap,
-    weighted_preference,
 )
 
 REPLIES = json.loads((Path(__file__).parent / "verdict_parsing.json").read_text())
@@ -464,9 +463,9 @@ def test_an_unknown_rule_is_refused():
         merge("a", "a", "average")
 
 
-@pytest.mark.shared
-def test_the_merge_is_fastchats(shared):
-    vector = vectors(shared, "judging_synthetic", "swap_truth_table")
+def test_the_merge_is_fastchats():
+    stored = json.loads((Path(__file__).parent / "judging_vectors.json").read_text())
+    vector = next(each for each in stored if each["id"] == "swap_truth_table")
     outcome = {"a": "win", "b": "loss", "tie": "tie", None: "dropped"}
     coded = {1: "a", 2: "b", 0: "tie", None: None}
     merged = [merge(coded[first], unswap(coded[second])) for first, second in vector["input"]]
@@ -576,26 +575,3 @@ def test_swapping_the_labels_mirrors_the_preference(weights):
     there = preference(reply(place("1", **top)), {"2": "a", "1": "b", "0": "tie"})
     assert here.p_first + there.p_first == pytest.approx(1)
     assert here.mass == pytest.approx(sum(weights))
-
-
-def test_alpaca_evals_number_goes_from_one_to_two():
-    assert weighted_preference({"m": math.log(0.25), "M": math.log(0.75)}, "m", ["m", "M"]) == pytest.approx(1.75)
-    assert weighted_preference({"M": -0.1}, "m", ["m", "M"]) == 2
-    assert weighted_preference({"m": -5.0}, "m", ["m", "M"]) == 1
-    assert weighted_preference({"The": -0.1}, "m", ["m", "M"]) is None
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize(
-    ("file", "name", "tokens"), [("judging_synthetic", "lp_syn_a", "12"), ("judging_derived", "ae_logprob_20", "mM")]
-)
-def test_the_weighted_preference_is_alpaca_evals(shared, file, name, tokens):
-    vector = vectors(shared, file, name)
-    for given_, expected in zip(vector["input"], vector["expected"], strict=True):
-        found = weighted_preference(dict(given_["top_logprobs"]), tokens[0], list(tokens))
-        assert found == (expected["weighted"] and pytest.approx(expected["weighted"], rel=vector["tol"]))
-
-
-def vectors(shared, file, name):
-    stored = json.loads((shared / "vectors" / f"{file}.json").read_text())["vectors"]
-    return next(vector for vector in stored if vector["id"] == name)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from midb.errors import require_extra
-from midb.judging.statistics import SCORE, Z, cluster_table, interval, joint_bootstrap
+from midb.judging.statistics import SCORE, Z, by_cluster, interval, joint_bootstrap
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -72,27 +72,6 @@ def order_consistency(verdicts_ab: Sequence[str | None], verdicts_ba: Sequence[s
     )
 
 
-class Stability(NamedTuple):
-    """What asking again did: mean share of the most frequent verdict, and share of rows on which all samples agree."""
-
-    n: int
-    majority: float | None
-    unanimous: float | None
-
-
-def repetition_stability(samples: Sequence[Sequence[str | None]]) -> Stability:
-    """Compare several verdicts on the same comparison; no verdict counts as an outcome of its own.
-
-    Args:
-        samples: For each comparison its verdicts; one with a single sample says nothing and is left out.
-    """
-    repeated = [verdicts for verdicts in samples if len(verdicts) > 1]
-    if not repeated:
-        return Stability(0, None, None)
-    shares = [max(Counter(verdicts).values()) / len(verdicts) for verdicts in repeated]
-    return Stability(len(shares), sum(shares) / len(shares), sum(share == 1 for share in shares) / len(shares))
-
-
 # Two or more raters
 
 
@@ -119,19 +98,18 @@ class Agreement:
         """Share of the same verdict: the accuracy against a reference."""
         return self.agreed / self.n if self.n else None
 
-    @property
-    def kappa(self) -> float | None:
-        """Cohen's kappa: agreement beyond what the two raters' habits give by chance."""
-        return _kappa(self.confusion)
+    def kappa(self, weights: Literal["linear"] | None = None) -> float | None:
+        """Cohen's kappa: agreement beyond chance; None where a rater always says the same.
 
-    def macro(self) -> tuple[float, float, float]:
-        """Precision, recall and F1 against the reference, mean over the verdicts that occur; 0 where one is undefined."""
-        table = np.array(self.confusion, float)
-        hits, expected, given = np.diag(table), table.sum(1), table.sum(0)
-        occurs = expected + given > 0
-        parts = [hits / np.maximum(total, 1) for total in (given, expected, (expected + given) / 2)]
-        precision, recall, f1 = (float(part[occurs].mean()) if occurs.any() else 0.0 for part in parts)
-        return precision, recall, f1
+        Args:
+            weights: `linear` takes a tie as half way between a and b, so that a for b is the worse mistake.
+        """
+        require_extra("statsmodels", "judge")
+        from statsmodels.stats.inter_rater import cohens_kappa
+
+        if _constant(self.confusion):
+            return None
+        return float(cohens_kappa(self.confusion, wt=weights, return_results=False))
 
 
 def agreement(
@@ -165,31 +143,10 @@ def agreement(
         table[CODE[other], CODE[one]] += 1
     ends = None
     if clusters is not None and known:
-        same = cluster_table([float(one == other) for one, other, _ in known], [row for *_, row in known])
-        ends = interval(joint_bootstrap(same.sums, same.counts, n_resamples=n_resamples, seed=seed)[:, 0])
+        same = by_cluster([float(one == other) for one, other, _ in known], [row for *_, row in known])
+        sums, counts = (each[:, None] for each in same)
+        ends = interval(joint_bootstrap(sums, counts, n_resamples=n_resamples, seed=seed)[:, 0])
     return Agreement(tuple(map(tuple, table.tolist())), *(ends or (None, None)))
-
-
-def cohen_kappa(
-    a: Sequence[str | None], b: Sequence[str | None], *, weights: Literal["linear", "quadratic"] | None = None
-) -> float | None:
-    """Cohen's kappa of two raters; None where one of them always says the same.
-
-    Args:
-        a: Verdicts of one rater.
-        b: Verdicts of the other on the same pairs; None of either leaves the pair out.
-        weights: Take a tie as half way between a and b, so that a for b is the worse mistake.
-    """
-    return _kappa(agreement(a, b).confusion, weights)
-
-
-def _kappa(table: "ArrayLike", weights: str | None = None) -> float | None:
-    require_extra("statsmodels", "judge")
-    from statsmodels.stats.inter_rater import cohens_kappa
-
-    if _constant(table):
-        return None
-    return float(cohens_kappa(table, wt=weights, return_results=False))
 
 
 def _constant(table: "ArrayLike") -> bool:
@@ -197,49 +154,17 @@ def _constant(table: "ArrayLike") -> bool:
     return min((counts.sum(0) > 0).sum(), (counts.sum(1) > 0).sum()) < 2
 
 
-def fleiss_kappa(table: "ArrayLike") -> float | None:
-    """Fleiss' kappa; None for fewer than two raters, and where all always say the same.
+def fleiss_kappa(counts: "NDArray[np.int_]") -> float | None:
+    """Fleiss' kappa; None without a question or a second rater, and where all always say the same.
 
     Args:
-        table: How many raters gave each question (row) each verdict (column); every question by as many raters.
-
-    Raises:
-        ValueError: Some questions have more verdicts than others.
+        counts: How many raters gave each question (row) each verdict (column); every question by as many raters.
     """
-    require_extra("statsmodels", "judge")
-    from statsmodels.stats.inter_rater import fleiss_kappa
+    from statsmodels.stats.inter_rater import fleiss_kappa as kappa
 
-    counts = np.asarray(table)
     if not counts.size or counts.sum(1).max() < 2 or (counts.sum(0) > 0).sum() < 2:
         return None
-    if np.ptp(counts.sum(1)):
-        raise ValueError(
-            f"Fleiss' kappa needs as many verdicts for each question, and there are {counts.sum(1).min()} to "
-            f"{counts.sum(1).max()}; keep the complete questions, or use krippendorff_alpha, which allows for gaps"
-        )
-    return float(fleiss_kappa(counts))
-
-
-def krippendorff_alpha(
-    ratings: Sequence[Sequence[str | float | None]], *, level: Literal["nominal", "ordinal", "interval"] = "nominal"
-) -> float | None:
-    """Krippendorff's alpha, which allows for gaps; None where no question has two verdicts, or all are the same.
-
-    Args:
-        ratings: One row per rater, one column per question; verdicts or numbers, None for a gap.
-        level: Whether verdicts are mere names, or a tie lies between a and b.
-    """
-    require_extra("evalica", "judge")
-    import pyarrow as pa
-    from evalica import InsufficientRatingsError, alpha
-
-    numbers = [[SCORE.get(value, value) if isinstance(value, str) else value for value in row] for row in ratings]
-    questions = {str(at): pa.array(column, pa.float64()) for at, column in enumerate(zip(*numbers, strict=True))}
-    try:
-        found = alpha(pa.table(questions).to_pandas(), distance=level)
-    except InsufficientRatingsError:
-        return None
-    return float(found.alpha) if found.expected else None
+    return float(kappa(counts))
 
 
 # With the other languages
@@ -334,7 +259,6 @@ def _same(one: "NDArray[np.int_]", other: "NDArray[np.int_]") -> float | None:
 
 
 def _against_majority(table: "ArrayLike", draws: "ArrayLike") -> LanguageAgreement:
-    require_extra("statsmodels", "judge")
     from statsmodels.stats.inter_rater import cohens_kappa
 
     counts = np.asarray(table)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from midb.errors import require_extra
-from midb.judging.statistics import CHUNK_CELLS, cluster_table, interval, resamples, widened
+from midb.judging.statistics import CHUNK_CELLS, by_cluster, interval, resamples, widened
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -157,8 +156,8 @@ class _Language:
         theta, phi = np.concatenate(self.draws, axis=1)
         score, low, high = float(_win_score(self.theta)), None, None
         if ends := interval(_win_score(theta), defined=DEFINED):
-            means = cluster_table(self.centred.tolist(), self.questions)
-            low, high = _widened(score, ends, (means.sums / means.counts)[:, 0].tolist())
+            sums, counts = by_cluster(self.centred.tolist(), self.questions)
+            low, high = _widened(score, ends, (sums / counts).tolist())
         if not self.gaps.any():
             return LengthControl(score, low, high, None, None, None, n)
         phi_low, phi_high = interval(phi, defined=DEFINED) or (None, None)
@@ -236,96 +235,3 @@ def _length_terms(
     spread = np.sqrt(np.maximum(0, weights @ around**2 - (weights @ around) ** 2 / n) / np.maximum(1, n - 1))
     terms = np.tanh(gaps / np.where(shortest < longest, spread, 1)[:, None])
     return terms, determined
-
-
-# As AlpacaEval computes it, for comparison with its figures; our reports do not use it.
-
-
-class AlpacaEvalFit(NamedTuple):
-    """AlpacaEval's length-controlled win rate as a share, its coefficients in our terms, and the penalty it chose."""
-
-    win_score: float
-    theta: float
-    phi: float  # for a longer answer of a
-    psi: float | None  # for the difficulty of the question
-    c: float
-
-
-class GamedRows(NamedTuple):
-    """AlpacaEval's rows of a baseline told to be verbose and to be concise, which hold the other two coefficients back."""
-
-    scores: Sequence[float]
-    gaps: Sequence[float]  # baseline less gamed baseline, in standard deviations
-    difficulty: Sequence[float]
-    weight: float = 0.1  # 0.2 over two gamed baselines
-
-
-def alpaca_eval_length_controlled(
-    scores: Sequence[float],
-    len_a: Sequence[float],
-    len_b: Sequence[float],
-    *,
-    difficulty: Sequence[float] | None = None,
-    gamed: GamedRows | None = None,
-) -> AlpacaEvalFit:
-    """AlpacaEval's own fit of model a against baseline b, with its L1 penalty chosen by cross-validation.
-
-    The penalty can set `phi` to 0, and then nothing is controlled; that is why `length_controlled` has none.
-
-    Args:
-        scores: Preference for a in [0, 1].
-        len_a: Length of the model's output, in characters.
-        len_b: Length of the baseline's.
-        difficulty: AlpacaEval's difficulty of each question; None is its `length_controlled_minimal`.
-        gamed: With `difficulty`, its `length_controlled_v1`; None is `length_controlled_noreg`.
-
-    Source: alpaca_eval 0.6.6, metrics/glm_winrate.py. Releases of scikit-learn choose another penalty here and there,
-    which moves the result by up to 0.07 points.
-    """
-    require_extra("sklearn", "judge")
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GroupKFold
-
-    y, gaps = np.asarray(scores, float), np.asarray(len_b, float) - np.asarray(len_a, float)
-    columns = [np.tanh(gaps / gaps.std(ddof=1))]
-    if difficulty is not None:
-        columns.append(np.asarray(difficulty, float))
-    x = np.column_stack([*columns, np.ones(len(y))])
-    weight = np.ones(len(y))
-    if gamed is not None:
-        rows = np.column_stack([np.tanh(gamed.gaps), gamed.difficulty, np.zeros(len(gamed.scores))])
-        x, y = np.concatenate([rows, x]), np.concatenate([gamed.scores, y])
-        weight = np.concatenate([np.full(len(rows), gamed.weight), weight])
-
-    # Each row twice: as a win with the weight of its score, and as a loss with the rest.
-    x2, label, group = np.tile(x, (2, 1)), np.repeat([1, 0], len(y)), np.tile(np.arange(len(y)), 2)
-    probability, weight2 = np.concatenate([y, 1 - y]), np.tile(weight, 2)
-
-    def fit(c: float, rows: "NDArray[np.int_]") -> "NDArray[np.float64]":
-        # An l1_ratio of 1 is the L1 penalty.
-        model = LogisticRegression(C=c, l1_ratio=1, solver="liblinear", fit_intercept=False, random_state=123)
-        return model.fit(x2[rows], label[rows], (probability * weight2)[rows]).coef_[0]
-
-    def loss(coefficients: "NDArray[np.float64]", rows: "NDArray[np.int_]") -> float:
-        p = np.clip(_win_score(x2[rows] @ coefficients), 1e-15, 1 - 1e-15)
-        q = np.where(label == 1, probability, 1 - probability)[rows]
-        return float(-np.mean(weight2[rows] * (q * np.log(p) + (1 - q) * np.log(1 - p))))
-
-    folds = list(GroupKFold(5).split(x2, groups=group))
-    losses = {c: np.mean([loss(fit(c, train), test) for train, test in folds]) for c in np.logspace(-4, 4, 10).tolist()}
-    c = min(losses, key=lambda c: losses[c])
-    phi, *psi, theta = fit(c, np.arange(len(x2))).tolist()
-    if difficulty is None:
-        return AlpacaEvalFit(float(_win_score(theta)), theta, -phi, None, c)
-    return AlpacaEvalFit(alpaca_eval_win_score(theta, psi[0], difficulty), theta, -phi, psi[0], c)
-
-
-def alpaca_eval_win_score(theta: float, psi: float, difficulty: Sequence[float]) -> float:
-    """Win score that AlpacaEval predicts for answers of equal length from the difference of two models' coefficients.
-
-    Args:
-        theta: How much better a is than b.
-        psi: How much more a minds difficult questions.
-        difficulty: Of each question.
-    """
-    return float(_win_score(theta + psi * np.asarray(difficulty, float)).mean())

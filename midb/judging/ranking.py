@@ -6,12 +6,12 @@ is their win score. Let all pairs meet: against one baseline alone the order dep
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from midb.errors import ColumnError, require_extra
-from midb.judging.statistics import SCORE, Counts, interval, resamples
+from midb.judging.statistics import SCORE, interval, resamples
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     Points = NDArray[np.float64]  # [i, j]: wins of i over j, and half their ties
 
 DEFINED = 0.95  # share of the resamples that must have a finite score; with fewer, the others are no fair sample
+
+
+class Counts(NamedTuple):
+    """How often a system won, tied and lost."""
+
+    win: int
+    tie: int
+    loss: int
 
 
 @dataclass(frozen=True)
@@ -163,11 +171,11 @@ def _battles(
 
 
 def _counts(names: Iterable[str], found: Iterable[tuple[tuple[str, str], str, Hashable]]) -> dict[str, Counts]:
-    cast: dict[str, list[str]] = {name: [] for name in names}
+    cast = {name: dict.fromkeys(("a", "tie", "b"), 0) for name in names}
     for (a, b), verdict, _ in found:
-        cast[a].append(verdict)
-        cast[b].append({"a": "b", "b": "a"}.get(verdict, verdict))
-    return {name: Counts.of(given) for name, given in cast.items()}
+        cast[a][verdict] += 1
+        cast[b][{"a": "b", "b": "a"}.get(verdict, verdict)] += 1
+    return {name: Counts(*given.values()) for name, given in cast.items()}
 
 
 def _levels(points: "Points", names: Sequence[str]) -> tuple[list[int], list[int], list[int], list[str]]:

@@ -7,7 +7,7 @@ and its status says why, so that the judge can be asked again. Does not know pro
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -227,23 +227,6 @@ def preference(logprobs: Any, labels: Mapping[str, Verdict] = DIGITS) -> Prefere
     if not mass > 0:  # nothing found, or not a number
         return None
     return Preference((decision.get("a", 0.0) + decision.get("tie", 0.0) / 2) / mass, mass)
-
-
-def weighted_preference(
-    top_logprobs: Mapping[str, float], numerator: str, denominator: Collection[str]
-) -> float | None:
-    """alpaca_eval's own number: from 1 (sure of the numerator) to 2; None when no token of the denominator is listed.
-
-    Args:
-        top_logprobs: Token → log-probability, at one place.
-        numerator: The token for the first answer.
-        denominator: The tokens that count, the numerator among them.
-
-    Source: alpaca_eval's `logprob_parser`.
-    """
-    p = {token: math.exp(logprob) for token, logprob in top_logprobs.items()}
-    total = sum(p.get(token, 0.0) for token in denominator)
-    return 2 - p.get(numerator, 0.0) / total if total else None
 
 
 def _plain(text: str) -> str:
