@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from midb.judging.verdict import (
     Parsed,
-    average_score,
     merge,
     parse_verdict,
     preference,
@@ -436,31 +435,23 @@ OUTCOMES = ("a", "b", "tie", None)
 
 
 @pytest.mark.parametrize(
-    ("ab", "ba", "conservative", "decisive", "average"),
+    ("ab", "ba", "conservative", "decisive"),
     [
-        ("a", "a", "a", "a", 1.0), ("a", "tie", "tie", "a", 0.75), ("a", "b", "tie", None, 0.5), ("a", None, None, None, None),
-        ("tie", "a", "tie", "a", 0.75), ("tie", "tie", "tie", "tie", 0.5), ("tie", "b", "tie", "b", 0.25), ("tie", None, None, None, None),
-        ("b", "a", "tie", None, 0.5), ("b", "tie", "tie", "b", 0.25), ("b", "b", "b", "b", 0.0), ("b", None, None, None, None),
-        (None, "a", None, None, None), (None, "tie", None, None, None), (None, "b", None, None, None), (None, None, None, None, None),
+        ("a", "a", "a", "a"), ("a", "tie", "tie", "a"), ("a", "b", "tie", None), ("a", None, None, None),
+        ("tie", "a", "tie", "a"), ("tie", "tie", "tie", "tie"), ("tie", "b", "tie", "b"), ("tie", None, None, None),
+        ("b", "a", "tie", None), ("b", "tie", "tie", "b"), ("b", "b", "b", "b"), ("b", None, None, None),
+        (None, "a", None, None), (None, "tie", None, None), (None, "b", None, None), (None, None, None, None),
     ],
 )  # fmt: skip
-def test_two_orders_make_one_verdict(ab, ba, conservative, decisive, average):
+def test_two_orders_make_one_verdict(ab, ba, conservative, decisive):
     assert merge(ab, ba) == merge(ab, ba, "conservative") == conservative
     assert merge(ab, ba, "decisive") == decisive
-    assert average_score(ab, ba) == average
 
 
 @pytest.mark.parametrize(("ab", "ba"), list(product(OUTCOMES, OUTCOMES)))
 def test_exchanging_the_datasets_exchanges_the_verdict(ab, ba):
     for rule in ("conservative", "decisive"):
         assert merge(unswap(ba), unswap(ab), rule) == unswap(merge(ab, ba, rule))
-    if average_score(ab, ba) is not None:
-        assert average_score(unswap(ba), unswap(ab)) == 1 - average_score(ab, ba)
-
-
-def test_an_unknown_rule_is_refused():
-    with pytest.raises(ValueError, match="average_score"):
-        merge("a", "a", "average")
 
 
 def test_the_merge_is_fastchats():

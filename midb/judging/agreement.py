@@ -6,7 +6,7 @@ where it is not defined, such as a kappa with a rater who always says the same.
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -182,15 +182,12 @@ class LanguageAgreement(NamedTuple):
     p_value: float | None  # one-sided, of no more agreement than chance
 
 
-@dataclass(frozen=True)
-class CrossLanguage:
-    """Whether verdicts on translations of one question agree, over all languages and for each against the others."""
+class CrossLanguage(NamedTuple):
+    """Agreement of the verdicts on translations of one question: over all languages, and each against the others."""
 
-    questions: int
     complete: int  # questions with a verdict in every language: those that Fleiss' kappa reads
     fleiss: float | None
-    languages: Mapping[str, LanguageAgreement] = field(default_factory=dict)
-    pairwise: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)  # share of the same verdict
+    languages: dict[str, LanguageAgreement]
 
 
 def cross_language(
@@ -237,25 +234,14 @@ def cross_language(
     same = (votes * majority).sum(2) * counted
     draws = joint_bootstrap(same, counted, n_resamples=n_resamples, seed=seed)
     complete = votes[judged.all(axis=1)].sum(1)
-    given = np.where(judged, votes.argmax(2), -1)
     return CrossLanguage(
-        questions=len(rows),
         complete=len(complete),
         fleiss=fleiss_kappa(complete),
         languages={
             language: _against_majority(votes[counted[:, at], at].T @ majority[counted[:, at], at], draws[:, at])
             for language, at in columns.items()
         },
-        pairwise={
-            one: {other: _same(given[:, i], given[:, j]) for other, j in columns.items() if i != j}
-            for one, i in columns.items()
-        },
     )
-
-
-def _same(one: "NDArray[np.int_]", other: "NDArray[np.int_]") -> float | None:
-    both = (one >= 0) & (other >= 0)
-    return float(np.mean(one[both] == other[both])) if both.any() else None
 
 
 def _against_majority(table: "ArrayLike", draws: "ArrayLike") -> LanguageAgreement:

@@ -13,10 +13,12 @@ import numpy as np
 
 from midb.judging.agreement import Consistency, CrossLanguage, LanguageAgreement, cross_language, order_consistency
 from midb.judging.health import related_to_nothing
-from midb.judging.length import LengthControl, length_controlled, length_controlled_mean
+from midb.judging.length import LengthControl, length_controlled
 from midb.judging.rows import UNANSWERED, Rows
 from midb.judging.statistics import (
+    NOTHING,
     SCORE,
+    Figure,
     clustered_se,
     detectable,
     few_clusters,
@@ -40,31 +42,6 @@ DISTANCE = "edit_distance"
 DECILES = 10
 FEW = 20  # questions; up to so many a share says less than the counts, and no error can be estimated well
 FEWEST_CHANGED = 30  # rows for a dose-response: three in a decile
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A rate with its 95 % interval. None where there is nothing to compute it from.
-
-    The interval draws questions with replacement, all languages and turns of one together, and takes the middle 95 % of the
-    draws. It is widened for few questions (Student's t) and where nearly all of them went the same way (Wilson's bound for
-    what so many questions need not have shown): see `statistics.widened`.
-
-    Attributes:
-        value: As a share, 0.5 for half.
-        low: Lower end.
-        high: Upper end.
-        se: Standard error, clustered by question; None below two questions.
-        n: Comparisons that it counts.
-        n_clusters: Questions that they belong to.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    se: float | None
-    n: int
-    n_clusters: int
 
 
 @dataclass(frozen=True)
@@ -229,7 +206,9 @@ class Figures:
             wr2=self._decided(margin),
             qs=self._score(at_least, draws[:, 1]),
             p_sign=sign_test(int((by_question > 0).sum()), int((by_question < 0).sum())) if known else None,
-            p_permutation=self._permutation(by_question) if known else None,
+            p_permutation=permutation_test(by_question / 2, n_resamples=self.n_resamples, seed=self.seed)
+            if known
+            else None,
             p_holm=None,
             detectable=detectable(win_score.se) if win_score.n_clusters > FEW else None,
             covered=self._score(covered, draws[:, 2]),
@@ -244,7 +223,7 @@ class Figures:
         """The figures of each language, what they say of each other, and their mean."""
         corrected = holm([each.p_permutation if each.group else None for each in self.tables["language"]])
         across = self._across()
-        lengths, mean = self._lengths()
+        lengths, mean = self.lengths([each for each in self.parts["language"] if each[0]])
         groups = []
         for group, p_holm in zip(self.tables["language"], corrected, strict=True):
             name = group.group
@@ -285,18 +264,11 @@ class Figures:
             complete=across.complete,
         )  # fmt: skip
 
-    def length(self, part: "Mask") -> LengthControl | None:
-        """Win score at equal length; for one language, since lengths of two have no common measure."""
-        return None if (rows := self._length_rows(part)) is None else length_controlled(*rows, seed=self.seed)
-
-    def _lengths(self) -> tuple[dict[str, LengthControl], Figure | None]:
-        """The same for each language, and the mean of these."""
-        parts = {name: rows for name, part in self.parts["language"] if name and (rows := self._length_rows(part))}
-        controls, mean = length_controlled_mean(list(parts.values()), seed=self.seed)
-        figure = None
-        if mean.win_score is not None:
-            figure = Figure(mean.win_score, mean.low, mean.high, None, mean.n, mean.n_clusters)
-        return dict(zip(parts, controls, strict=True)), figure
+    def lengths(self, parts: Sequence[tuple[str, "Mask"]]) -> tuple[dict[str, LengthControl], Figure | None]:
+        """Win score at equal length of each part, and their mean; a part is one language, as lengths have no other measure."""
+        told = {name: rows for name, part in parts if (rows := self._length_rows(part))}
+        controls, mean = length_controlled(list(told.values()), seed=self.seed)
+        return dict(zip(told, controls, strict=True)), mean if mean.n else None
 
     def _length_rows(self, part: "Mask") -> tuple[list[float], list[float], list[float], list[int]] | None:
         numbers = self.rows.numbers
@@ -364,7 +336,7 @@ class Figures:
         questions = self.rows.question[known]
         n, n_clusters = int(known.sum()), len(np.unique(questions))
         if not n:
-            return Figure(None, None, None, None, 0, 0)
+            return NOTHING
         mean = float(values[known].mean())
         low, high = widened(mean, _mirrored(draws), self._means(values), (-1.0, 1.0))
         return Figure(mean, low, high, clustered_se(values[known].tolist(), questions.tolist()), n, n_clusters)
@@ -388,7 +360,7 @@ class Figures:
         questions = self.rows.question[np.abs(margin) > 0]
         n, n_clusters = len(decided), len(np.unique(questions))
         if not n:
-            return Figure(None, None, None, None, 0, 0)
+            return NOTHING
         mean = float(decided.mean())
         se, naive = clustered_se(decided.tolist(), questions.tolist()), clustered_se(decided.tolist())
         effect = max(1.0, (se / naive) ** 2) if se and naive and n_clusters < n else n / n_clusters
@@ -415,9 +387,6 @@ class Figures:
         """Mean of each question that has one."""
         counts = self._sums(np.where(np.isnan(values), np.nan, 1.0))
         return self._sums(values)[counts > 0] / counts[counts > 0]
-
-    def _permutation(self, by_question: "Floats") -> float:
-        return permutation_test(by_question / 2, n_resamples=self.n_resamples, seed=self.seed)
 
     def _orders(self, part: "Mask") -> Consistency | None:
         if self.rows.orders is None:

@@ -1,8 +1,7 @@
 """The win score that a would have if its answers were as long as those of b.
 
-Knows scores, lengths and questions. Judges like long answers, so a score is read beside this one. It is no defence against
-a system that games the judge: an answer that says nothing, of any length, is for the controls to catch. Lengths are compared
-within one language only, where a character is a character.
+Knows scores, lengths and questions. Judges like long answers, so a score is read beside this one. It does not detect a system
+that games the judge, such as an answer that says nothing: the controls do. Lengths are compared within one language only.
 """
 
 import math
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from midb.judging.statistics import CHUNK_CELLS, by_cluster, interval, resamples, widened
+from midb.judging.statistics import CHUNK_CELLS, NOTHING, Figure, by_cluster, interval, resamples, widened
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -37,85 +36,52 @@ class LengthControl(NamedTuple):
     n: int
 
 
-class LengthMean(NamedTuple):
-    """Mean over the languages of the win scores at equal length, with its 95 % interval; None without any."""
-
-    win_score: float | None
-    low: float | None
-    high: float | None
-    n: int
-    n_clusters: int
-
-
 def length_controlled(
-    scores: Sequence[float | None],
-    len_a: Sequence[float],
-    len_b: Sequence[float],
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    n_resamples: int = 1_000,
-    seed: int = 0,
-) -> LengthControl:
-    """Fit P(a wins) = sigmoid(theta + phi * tanh(gap / sd(gap))) to one language, and take the length term away.
-
-    The fit has no penalty, which could switch the control off. Exchanging the sides turns the result exactly. What it takes
-    away is a taste that grows with the gap and levels off; of a judge that asks only which answer is longer, by however
-    little, a part remains.
-
-    Args:
-        scores: 1, 0.5 or 0 for each row, or a preference in between; None is left out.
-        len_a: Length of what dataset a showed, in characters.
-        len_b: The same of dataset b.
-        clusters: The question of each row; None takes every row for itself.
-        n_resamples: Resamples of questions; the whole fit is repeated in each.
-        seed: The same seed gives the same interval.
-
-    Source: The model of AlpacaEval's length-controlled win rate (arXiv 2404.04475), without its term for questions.
-    """
-    rows = range(len(scores)) if clusters is None else clusters
-    (found,), _ = length_controlled_mean([(scores, len_a, len_b, rows)], n_resamples=n_resamples, seed=seed)
-    return found
-
-
-def length_controlled_mean(
     languages: Sequence[tuple[Sequence[float | None], Sequence[float], Sequence[float], Sequence[Hashable]]],
     *,
     n_resamples: int = 1_000,
     seed: int = 0,
-) -> tuple[list[LengthControl], LengthMean]:
-    """Fit each language for itself, and take the mean of those that have a score, each counting the same.
+) -> tuple[list[LengthControl], Figure]:
+    """Fit P(a wins) = sigmoid(theta + phi * tanh(gap / sd(gap))) to each language, and remove the length term.
 
-    A resample of the questions is the same in all languages, so their mean in a resample is a draw of the mean.
+    The fit has no penalty: a penalty can set `phi` to 0 and so switch the control off. Exchanging the sides mirrors the
+    result exactly. It removes a preference that grows with the gap and levels off; of a judge that asks only which answer is
+    longer, by however little, a part remains. A resample of the questions is the same in all languages, so the mean of the
+    languages in a resample is a draw of their mean.
 
     Args:
-        languages: Scores, lengths of a and of b, and questions, as `length_controlled` takes them.
+        languages: For each: scores (1, 0.5, 0, or a preference in between; None is left out), lengths in characters of what
+            a and b showed, and questions.
         n_resamples: Resamples of questions; all fits are repeated in each.
         seed: The same seed gives the same intervals.
+
+    Returns:
+        One result per language, and the mean of those that have a score, each counting the same.
+
+    Source: The model of AlpacaEval's length-controlled win rate (arXiv 2404.04475), without its term for questions.
     """
     fits = [_Language(*language) for language in languages]
+    told = [fit for fit in fits if not math.isnan(fit.theta)]
+    if not told:
+        return [fit.control() for fit in fits], NOTHING
     questions = {name: at for at, name in enumerate(sorted({name for fit in fits for name in fit.questions}, key=repr))}
-    told = [fit for fit in fits if not np.isnan(fit.theta)]
-    if told:
-        for weights in resamples(len(questions), n_resamples, seed):
-            for fit in told:
-                fit.draw(weights[:, [questions[name] for name in fit.questions]])
+    for weights in resamples(len(questions), n_resamples, seed):
+        for fit in told:
+            fit.draw(weights[:, [questions[name] for name in fit.questions]])
     controls = [fit.control() for fit in fits]
-    found = [control for control in controls if control.win_score is not None]
-    if not found:
-        return controls, LengthMean(None, None, None, 0, 0)
     draws = np.stack([_win_score(np.concatenate(fit.draws, axis=1)[0]) for fit in told])
     known = ~np.isnan(draws)
     means = np.where(known, draws, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
-    score = math.fsum(control.win_score or 0.0 for control in found) / len(found)
+    score = math.fsum(control.win_score or 0.0 for control in controls) / len(told)
+    by_question: dict[Hashable, list[float]] = {}
+    for fit in told:
+        for name, value in zip(fit.questions, fit.centred.tolist(), strict=True):
+            by_question.setdefault(name, []).append(value)
     low = high = None
-    if all(control.low is not None for control in found) and (ends := interval(means, defined=DEFINED)):
-        by_question: dict[Hashable, list[float]] = {}
-        for fit in told:
-            for name, value in zip(fit.questions, fit.centred.tolist(), strict=True):
-                by_question.setdefault(name, []).append(value)
+    ends = interval(means, defined=DEFINED)
+    if ends and all(control.low is not None for control in controls if control.win_score is not None):
         low, high = _widened(score, ends, [math.fsum(values) / len(values) for values in by_question.values()])
-    n_clusters = len({name for fit in told for name in fit.questions})
-    return controls, LengthMean(score, low, high, sum(control.n for control in found), n_clusters)
+    return controls, Figure(score, low, high, None, sum(len(fit.centred) for fit in told), len(by_question))
 
 
 class _Language:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from midb.judging.figures import FEW
 
 if TYPE_CHECKING:
-    from midb.judging.figures import Figure, Group
+    from midb.judging.figures import Group
     from midb.judging.length import LengthControl
     from midb.judging.report import Report
+    from midb.judging.statistics import Figure
 
 LONGEST, SETTINGS = 60, 600  # characters of a name, and of a judge's settings
 TITLES = {"edit_distance": "how much was changed (tenths of each language, 0: equal answers)"}
@@ -291,12 +292,7 @@ def _percent(figure: "Figure | None", points: bool = False) -> str:
     if figure is None or figure.value is None:
         return "unknown"
     unit = "points" if points else "%"
-    ends = (
-        f" ({100 * figure.low:.1f} to {100 * figure.high:.1f})"
-        if figure.low is not None and figure.high is not None
-        else ""
-    )
-    return f"{100 * figure.value:.1f} {unit}{ends}"
+    return f"{100 * figure.value:.1f} {unit}{_range(figure)}"
 
 
 def _share(value: float | None, sign: bool = False) -> str:
@@ -304,10 +300,11 @@ def _share(value: float | None, sign: bool = False) -> str:
 
 
 def _ends(control: "LengthControl") -> str:
-    ends = (
-        "" if control.low is None or control.high is None else f" ({100 * control.low:.1f} to {100 * control.high:.1f})"
-    )
-    return f"{_share(control.win_score)}{ends}"
+    return f"{_share(control.win_score)}{_range(control)}"
+
+
+def _range(of: "Figure | LengthControl") -> str:
+    return "" if of.low is None or of.high is None else f" ({100 * of.low:.1f} to {100 * of.high:.1f})"
 
 
 def _of(share: float | None, n: int, few: bool = False) -> str:

@@ -13,8 +13,9 @@ from midb.judging.markdown import printable, withheld
 from midb.languages import BY_CODE
 
 if TYPE_CHECKING:
-    from midb.judging.figures import Figure, Group
+    from midb.judging.figures import Group
     from midb.judging.report import Report
+    from midb.judging.statistics import Figure
 
 BETTER, UNCLEAR, WORSE, MEAN, FAINT = "#1b7f79", "#7a7f87", "#b4472e", "#1f2933", "#e4e7eb"
 LONGEST = 28  # characters of a label

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import NamedTuple
 
-from midb.judging.verdict import Verdict
+from midb.judging.verdict import DIGITS, Verdict
 from midb.prompts import escape
 from midb.schema import Message
 
@@ -72,7 +72,6 @@ _PAIRS_SYSTEM = (
     'version A is better, "[[2]]" if version B is better, and "[[0]]" for a tie.'
 )
 FOLLOW_UP = "Output only your final verdict: [[1]], [[2]] or [[0]]"
-PUBLISHED_LABELS: Mapping[str, Verdict] = {"1": "a", "2": "b", "0": "tie"}
 
 
 class Template(NamedTuple):
@@ -156,7 +155,7 @@ def relabel(text: str, labels: Mapping[str, Verdict] | None) -> str:
     if labels is None:
         return text
     words = {verdict: word for word, verdict in labels.items()}
-    return re.sub(r"\[\[([012])\]\]", lambda found: f"[[{words[PUBLISHED_LABELS[found[1]]]}]]", text)
+    return re.sub(r"\[\[([012])\]\]", lambda found: f"[[{words[DIGITS[found[1]]]}]]", text)
 
 
 def random_labels(*parts: object) -> dict[str, Verdict]:

@@ -14,11 +14,12 @@ import numpy as np
 
 from midb.errors import require_extra
 from midb.judging.agreement import Consistency, LanguageAgreement, order_consistency
-from midb.judging.figures import DISTANCE, FEWEST_CHANGED, Figure, Figures, Group, Macro, Tally
+from midb.judging.figures import DISTANCE, FEWEST_CHANGED, Figures, Group, Macro, Tally
 from midb.judging.health import Health, judge_health
 from midb.judging.length import LengthControl
 from midb.judging.markdown import report_markdown, report_text
 from midb.judging.rows import Rows, Rule, read_rows
+from midb.judging.statistics import NOTHING, Figure
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -175,15 +176,13 @@ def summarize(
         languages, macro = make.languages()
         tables["language"] = tuple(languages)
     if macro is None:
-        overall = replace(overall, length=make.length(np.ones(len(rows.margin), bool)))
+        overall = replace(overall, length=make.lengths(make.parts["all"])[0].get(""))
     health = judge_health(
         rows.controls or [], make.coverage(), make.same_in_both_orders(), make.judged_equal_answers(), make.unanswered()
     )
     mass = rows.numbers.get("decided_mass")
     provenance = Provenance(
-        judged_by=rows.sources.get("judged_by", ()),
-        judge_identity=rows.sources.get("judge_identity", ()),
-        judge_settings=rows.sources.get("judge_settings", ()),
+        **rows.sources,
         rows=len(rows.margin),
         fingerprint=rows.fingerprint,
         rule=rule,
@@ -252,8 +251,6 @@ def _absent(rows: Rows, overall: Group, tables: dict[str, tuple[Group, ...]]) ->
         absent["orders"] = "there are no verdict_ab and verdict_ba"
     elif not rows.asked.any():
         absent["orders"] = "the judge was asked nothing"
-    elif not rows.asked.any():
-        absent["orders"] = "no comparison needed a judge"
     elif not overall.orders.n:
         absent["orders"] = (
             "no comparison was judged in both orders, so every figure carries the judge's taste for a place"
@@ -294,7 +291,6 @@ def _plain(value: Any) -> Any:
 
 
 _COUNTED = {each.name for each in fields(Tally)} - {"coverage"}
-_NOTHING = Figure(None, None, None, None, 0, 0)
 
 
 def _flat(group: Group) -> dict[str, Any]:
@@ -306,12 +302,9 @@ def _flat(group: Group) -> dict[str, Any]:
         "wr2",
         "qs",
         "on_language",
-        "covered",
-        "consistent",
-        "opposite",
-        "first_place",
+        *("covered", "consistent", "opposite", "first_place"),
     ):
-        row |= _flat_figure(name, getattr(group, name) or _NOTHING)
+        row |= _flat_figure(name, getattr(group, name) or NOTHING)
     row |= {name: getattr(group, name) for name in ("p_sign", "p_permutation", "p_holm", "detectable", "unreliable")}
     orders = group.orders or order_consistency([], [])
     row |= {"preference": orders.preference}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from midb.errors import ColumnError
-from midb.judging.verdict import average_score, merge
+from midb.judging.verdict import Verdict, merge
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Rule = Literal["conservative", "average", "decisive"]
 
-VERDICTS = ("a", "tie", "b", None)
+VERDICTS: tuple[Verdict | None, ...] = ("a", "tie", "b", None)
 MARGIN = np.array([1.0, 0.0, -1.0, np.nan])  # of the verdicts above, in the same order
 TEXTS = ("language", "category", "changed", "status_ab", "status_ba", "judged_by", "judge_identity", "judge_settings")
 NUMBERS = (
@@ -93,7 +93,9 @@ def read_rows(verdicts: Any, by: Sequence[str], rule: Rule) -> Rows:
     status = _statuses(texts, has_verdict)
     asked = ~np.isin(status, WITHOUT_CALL)
     question, _ = _distinct(table, "id")
-    _check_ids(table)
+    if table["id"].null_count:
+        row = table["id"].to_pylist().index(None)
+        raise ColumnError(f"row {row}: id is null; every comparison needs the id of its question")
     told = dict.fromkeys((*by, "language", "category", "turn", "changed"))
     groups = {name: _distinct(table, name) for name in told if name in names}
     keys = [question, *(_distinct(table, name)[0] for name in ("turn", "mode", "judged_by") if name in names)]
@@ -123,9 +125,8 @@ def read_rows(verdicts: Any, by: Sequence[str], rule: Rule) -> Rows:
         numbers=numbers,
         controls=_controls(table) if "controls" in names else None,
         sources={
-            name: tuple(sorted({each for each in texts[name].tolist() if each}))
+            name: tuple(sorted({each for each in texts[name].tolist() if each})) if name in texts else ()
             for name in ("judged_by", "judge_identity", "judge_settings")
-            if name in texts
         },
         fingerprint=hashlib.sha256(json.dumps(hashed, sort_keys=True, default=str).encode()).hexdigest()[:16],
     )
@@ -211,16 +212,12 @@ def _merged(codes: dict[str, "NDArray[np.int64]"], rule: Rule) -> tuple["NDArray
     n = len(next(iter(codes.values())))
     ab, ba = (codes.get(name, np.full(n, 3)) for name in ORDERS)
     both = (ab < 3) & (ba < 3)
-    merged = np.array([[_margin(one, other, rule) for other in VERDICTS] for one in VERDICTS], float)
+    if rule == "average":
+        merged = (MARGIN[:, None] + MARGIN) / 2
+    else:
+        merged = MARGIN[[[VERDICTS.index(merge(one, other, rule)) for other in VERDICTS] for one in VERDICTS]]
     stored = codes.get("verdict", np.full(n, 3))
     return np.where(both, merged[ab, ba], MARGIN[stored]), both | (stored < 3)
-
-
-def _margin(verdict_ab: Any, verdict_ba: Any, rule: Rule) -> float:
-    if rule == "average":
-        score = average_score(verdict_ab, verdict_ba)
-        return np.nan if score is None else 2 * score - 1
-    return float(MARGIN[VERDICTS.index(merge(verdict_ab, verdict_ba, rule))])
 
 
 def _statuses(texts: dict[str, "NDArray[np.object_]"], has_verdict: "NDArray[np.bool_]") -> "NDArray[np.object_]":
@@ -253,14 +250,6 @@ def _distinct(table: "pa.Table", name: str) -> tuple["NDArray[np.int64]", list[s
     for at, value in zip(rank.tolist(), values.to_pylist(), strict=True):
         names[at] = "" if value is None else str(value)
     return rank[found.indices.to_numpy()], names
-
-
-def _check_ids(table: "pa.Table") -> None:
-    import pyarrow.compute as pc
-
-    if table["id"].null_count:
-        row = pc.index(pc.is_null(table["id"]), True).as_py()
-        raise ColumnError(f"row {row}: id is null; every comparison needs the id of its question")
 
 
 def _check_unique(table: "pa.Table", keys: "NDArray[np.int64]") -> None:

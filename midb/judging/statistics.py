@@ -6,6 +6,7 @@ turns and languages were judged on the same task and are not independent. scipy 
 """
 
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,33 @@ SCORE = {"a": 1.0, "tie": 0.5, "b": 0.0}
 # Cells of a matrix of resamples that are held at a time: 8 MB of floats, whatever the number of questions.
 CHUNK_CELLS = 2**20
 LEVEL, Z = 0.95, 1.959963984540054  # of every interval, and the normal quantile that belongs to it
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A rate with its 95 % interval. None where there is nothing to compute it from.
+
+    The interval is a percentile bootstrap of questions, each with all its languages and turns. It is widened for few questions
+    (Student's t) and where nearly all of them went the same way (Wilson's bound): see `widened`.
+
+    Attributes:
+        value: As a share, 0.5 for half.
+        low: Lower end.
+        high: Upper end.
+        se: Standard error, clustered by question; None below two questions.
+        n: Comparisons that it counts.
+        n_clusters: Questions that they belong to.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    se: float | None
+    n: int
+    n_clusters: int
+
+
+NOTHING = Figure(None, None, None, None, 0, 0)
 
 
 def by_cluster(

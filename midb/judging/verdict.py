@@ -165,13 +165,8 @@ def merge(
         rule: `conservative`: what is not unanimous is a tie. `decisive`: a win and a tie make a win, and opposite wins
             make no verdict.
 
-    Raises:
-        ValueError: There is no such rule.
-
     Source: FastChat's `show_result` (conservative).
     """
-    if rule not in ("conservative", "decisive"):
-        raise ValueError(f"there is no rule {rule!r}; use 'conservative' or 'decisive' (or average_score, for numbers)")
     if verdict_ab is None or verdict_ba is None:
         return None
     if verdict_ab == verdict_ba:
@@ -181,14 +176,6 @@ def merge(
     if verdict_ab == "tie":
         return verdict_ba
     return verdict_ab if verdict_ba == "tie" else None
-
-
-def average_score(verdict_ab: Verdict | None, verdict_ba: Verdict | None) -> float | None:
-    """Score dataset a over the two orders: 1, 0.75, 0.5, 0.25 or 0; None when one is missing, as in `merge`."""
-    if verdict_ab is None or verdict_ba is None:
-        return None
-    score = {"a": 1.0, "tie": 0.5, "b": 0.0}
-    return (score[verdict_ab] + score[verdict_ba]) / 2
 
 
 def preference(logprobs: Any, labels: Mapping[str, Verdict] = DIGITS) -> Preference | None:
