@@ -1,7 +1,7 @@
-"""Whether a judge can be believed: with itself, with the other languages, with people, and corrected by people.
+"""Agreement of a judge: between its two orders, with other languages, with people; and scores corrected by people's labels.
 
 Knows verdicts ("a", "b", "tie", None for none) and statistics; no dataset, no prompt and no report. Every figure is None
-where it is not defined, such as a kappa with a rater who always says the same.
+where it is not defined, such as the kappa of a rater who always gives the same verdict.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ CODE = {verdict: at for at, verdict in enumerate(ORDER)}
 
 
 class Consistency(NamedTuple):
-    """What swapping the two answers did to the verdicts; shares of the `n` pairs with a verdict in both orders."""
+    """How swapping the two answers changed the verdicts; shares of the `n` pairs with a verdict in both orders."""
 
     pairs: int
     n: int
@@ -77,7 +77,7 @@ def order_consistency(verdicts_ab: Sequence[str | None], verdicts_ba: Sequence[s
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two raters agree on the pairs that both judged; the second is the reference where the two are not equals."""
+    """Agreement of two raters on the pairs that both judged; the second is the reference, if one of them is."""
 
     confusion: tuple[tuple[int, ...], ...]  # rows: the reference, columns: the first rater, both in the order a, tie, b
     low: float | None = None
@@ -171,7 +171,7 @@ def fleiss_kappa(counts: "NDArray[np.int_]") -> float | None:
 
 
 class LanguageAgreement(NamedTuple):
-    """How the verdicts in one language agree with those in the others, on the questions where the others have a majority."""
+    """Agreement of one language's verdicts with the others', on the questions where the others have a majority."""
 
     n: int
     share: float | None
@@ -200,9 +200,8 @@ def cross_language(
 ) -> CrossLanguage:
     """Compare the verdicts of each language with the majority of the others, question by question.
 
-    The questions are translations of each other, and so are the answers' tasks: a language whose verdicts have nothing to
-    do with those of the others is one in which the judge may not be reliable. It may also be one in which the answers
-    differ, so the figure is to be read beside the flips between the orders.
+    The questions are translations of each other. If the verdicts of a language are unrelated to those of the others, the
+    judge may be unreliable in it, or the answers may differ: read the figure beside the consistency of the two orders.
 
     Args:
         questions: What the languages share: an id, or an id with its turn.
@@ -264,7 +263,7 @@ def _against_majority(table: "ArrayLike", draws: "ArrayLike") -> LanguageAgreeme
 
 
 class PeopleAgreement(NamedTuple):
-    """How often the judge agrees with a person, and two people with each other: the second is what can be hoped for."""
+    """Agreement of the judge with people, and of people with each other, which bounds the first."""
 
     judge: Agreement
     people: Agreement
@@ -273,7 +272,7 @@ class PeopleAgreement(NamedTuple):
 def against_people(
     verdicts: Mapping[Hashable, str | None], votes: Mapping[Hashable, Sequence[str | None]], *, ties: bool = True
 ) -> PeopleAgreement:
-    """Compare a judge with every person who voted on the same comparison, and these with each other.
+    """Compare a judge with every person who voted on the same comparison, and these people with each other.
 
     Args:
         verdicts: The judge's merged verdict on each comparison.
@@ -344,14 +343,14 @@ def calibrated_rate(
 def allocate_labels(
     total: int, rate: float, *, specificity: float, sensitivity: float, pilot: int = 10
 ) -> tuple[int, int]:
-    """How many losses and how many wins to have labelled, so that the interval of `calibrated_rate` is shortest.
+    """Numbers of losses and of wins to label, so that the interval of `calibrated_rate` is shortest.
 
     Args:
-        total: How many labels there are to give.
+        total: Number of labels to collect.
         rate: Share that the judge calls a win.
         specificity: As found on the first `pilot` labelled losses.
         sensitivity: As found on the first `pilot` labelled wins.
-        pilot: How many of each are labelled already; no fewer are returned.
+        pilot: Number of each that is labelled already; the result is at least as large.
 
     Source: Lee et al., arXiv 2511.21140.
     """
@@ -364,13 +363,13 @@ def allocate_labels(
 
 
 def prediction_powered(people: "ArrayLike", judge: "ArrayLike", rest: "ArrayLike", *, tuned: bool = True) -> Calibrated:
-    """Win score as people would give it: the judge's on all the rest, moved by its mean error where people labelled.
+    """Win score as people would give it: the judge's score on the unlabelled pairs, corrected by its mean error on the labelled.
 
     Args:
         people: Scores by people on the labelled pairs: 1, 0.5 or 0.
         judge: The judge's scores on the same pairs.
-        rest: The judge's scores on the pairs that nobody labelled.
-        tuned: Trust the judge as far as it agrees with people; False trusts it in full.
+        rest: The judge's scores on the unlabelled pairs.
+        tuned: Weight the judge by its covariance with people; False gives it the weight 1.
 
     Returns:
         All None below two labels, or below two pairs of the rest.

@@ -1,7 +1,7 @@
 """Verdict rows → figures: rates with their intervals, for all rows, for each language, and for how much was changed.
 
-Knows arrays and statistics; no dataset and no words. Every rate is computed as a margin (wins less losses), which changes
-its sign exactly when the two sides are exchanged, and becomes a score at the end: so the exchanged report is the mirrored one.
+Knows arrays and statistics; no dataset and no words. Every rate is computed as a margin (wins less losses) and converted to a
+score at the end: exchanging the two sides flips the sign of a margin exactly, so the exchanged report is an exact mirror.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 from midb.judging.agreement import Consistency, CrossLanguage, LanguageAgreement, cross_language, order_consistency
 from midb.judging.health import related_to_nothing
 from midb.judging.length import LengthControl, length_controlled
-from midb.judging.rows import UNANSWERED, Rows
+from midb.judging.rows import Rows
 from midb.judging.statistics import (
     NOTHING,
     SCORE,
@@ -46,20 +46,20 @@ FEWEST_CHANGED = 30  # rows for a dose-response: three in a decile
 
 @dataclass(frozen=True)
 class Tally:
-    """What became of the comparisons; None where the rows do not say.
+    """Counts of the comparisons by outcome; None where the rows lack the columns.
 
     Attributes:
-        comparisons: Rows with both sides; the unmatched are none.
+        comparisons: Rows with both sides; unmatched rows do not count.
         win: Better in dataset a. With rule `average`: leaning to it.
         tie: Equal.
         loss: Better in dataset b.
         dropped: Opposite verdicts, which the rule `decisive` leaves out.
         no_verdict: Status → rows without a verdict.
-        identical: Equal answers, a tie without a call.
-        forfeits: An empty answer, decided without a call.
+        identical: Ties without a call, because the answers are equal.
+        forfeits: Wins without a call, because one answer is empty.
         unmatched: Rows that only one dataset has.
         not_run: Left out because the budget was spent; counted in `no_verdict` too.
-        answers_with_token: Rows in which an answer holds a verdict token.
+        answers_with_token: Rows in which an answer contains a verdict token.
         off_language_a: Answers of a that are not in the language of their row.
         off_language_b: Answers of b likewise.
         coverage: Share of the comparisons with a verdict; None for none of none.
@@ -87,23 +87,22 @@ class Group:
 
     Attributes:
         group: The value; empty where it is unknown, or for all rows.
-        counts: What became of its comparisons.
+        counts: Its comparisons by outcome.
         win_score: Wins and half the ties (CoachLM's WR1).
         net_margin: Wins less losses; MIDB's published figure.
         wr2: Wins of the decided ones, with Wilson's interval, widened where questions repeat and are few.
         qs: Share that is at least as good.
         p_sign: Exact sign test over questions.
         p_permutation: Sign flips over questions.
-        p_holm: The latter, corrected for asking every language.
-        detectable: Smallest true difference of the win score that so many questions find four times of five; None for
-            few questions.
+        p_holm: `p_permutation` with Holm's correction over the languages.
+        detectable: Smallest true difference of the win score that is found with power 80 %; None for few questions.
         covered: Share with a verdict of the comparisons that the judge answered.
         consistent: Share with the same verdict in both orders, of those with a verdict in both.
         opposite: Share in which one order says a and the other b.
-        first_place: Share leaning to the answer shown first less that leaning to the second: 0 is no taste for a place.
-        orders: How often the judge kept its verdict when the two answers changed places.
-        agreement: How far a language's verdicts agree with those of the others on the same question.
-        unreliable: The judge's verdicts in this language are related neither to each other nor to other languages.
+        first_place: Share that prefers the answer shown first less the share that prefers the second: 0 is no position bias.
+        orders: Consistency of the verdicts when the two answers change places.
+        agreement: Agreement of a language's verdicts with those of the other languages on the same question.
+        unreliable: The judge's verdicts in this language agree neither with each other nor with other languages.
         on_language: Win score without answers in a wrong language.
         length: Win score if both answers were as long.
     """
@@ -307,18 +306,6 @@ class Figures:
         answered = self.rows.answered
         return float(self.rows.has_verdict[answered].mean()) if answered.any() else None
 
-    def unanswered(self) -> tuple[int, int]:
-        """Comparisons, and how many of them another run would ask."""
-        status = self.rows.status
-        alone = int(np.isin(status, ("unmatched_a", "unmatched_b")).sum())
-        return len(status) - alone, int(np.isin(status, UNANSWERED).sum())
-
-    def same_in_both_orders(self) -> tuple[int, int]:
-        """Comparisons that the judge decided in both orders, and how many of them alike."""
-        ab, ba = self.rows.orders or ([], [])
-        both = [one == other for one, other in zip(ab, ba, strict=True) if one is not None and other is not None]
-        return len(both), sum(both)
-
     def judged_equal_answers(self) -> tuple[int, int]:
         """Equal answers that the judge was shown, in the first turn, and how many it called a tie."""
         distance = self.rows.numbers.get(DISTANCE)
@@ -412,7 +399,7 @@ class Figures:
 
 
 def _habits(rows: Rows) -> list["Floats"]:
-    """What each row says of the judge: a verdict (1, else -1), the same in both orders, opposite, leaning to the first place."""
+    """Per row, 1 or -1: has a verdict, the same in both orders, opposite, and prefers the first place (1) or the second (-1)."""
     nothing = np.full(len(rows.margin), np.nan)
     covered = np.where(rows.answered, np.where(rows.has_verdict, 1.0, -1.0), nothing)
     if rows.orders is None:

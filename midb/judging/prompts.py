@@ -1,7 +1,7 @@
-"""A comparison ⇄ messages: the published judge prompt, and our forms for what it does not cover.
+"""Comparison → messages: the published judge prompt, and our forms for what it does not cover.
 
-Knows text only. Nothing in a question or an answer can move a block of the prompt: a marker or a control token inside it
-gets a backslash, and clean text passes unchanged, byte for byte.
+Knows text only. A marker or a control token inside a question or an answer is escaped with a backslash, so that no text can
+move a block of the prompt; all other text passes unchanged, byte for byte.
 """
 
 import hashlib
@@ -93,7 +93,7 @@ _PAIRS_FORM = Template(_PAIRS_SYSTEM, _PAIRS)
 
 @dataclass(frozen=True)
 class JudgePrompts:
-    """What the judge is told, form by form. The first is the published one; what it does not cover is ours.
+    """The judge's prompts. The first is the published one; the others are ours, for what it does not cover.
 
     Args:
         answers: Two answers to one question: `{question}`, `{answer_a}`, `{answer_b}`.
@@ -159,7 +159,7 @@ def relabel(text: str, labels: Mapping[str, Verdict] | None) -> str:
 
 
 def random_labels(*parts: object) -> dict[str, Verdict]:
-    """Three verdict words, the same ones for the same parts: a planted `[[2]]` or a taste for `1` says nothing."""
+    """Three verdict words, equal for equal parts: a planted `[[2]]` or a preference for `1` then has no effect."""
     noise = int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8])
     words: dict[str, Verdict] = {}
     verdicts: tuple[Verdict, ...] = ("a", "b", "tie")

@@ -1,4 +1,4 @@
-"""Stored verdict rows as arrays: checked once, both orders merged by a rule, and what is missing left unknown.
+"""Stored verdict rows → arrays: checked once, both orders merged by a rule, missing values unknown.
 
 Knows the columns that a `Judge` writes, of which all but the ids and the verdicts may be missing; no statistics.
 """
@@ -30,7 +30,7 @@ NUMBERS = (
 HASHED = ("len_a", "len_b", "edit_distance")  # figures depend on these too
 ORDERS = ("verdict_ab", "verdict_ba")
 WITHOUT_CALL = ("identical", "forfeit_empty", "no_answer", "unmatched_a", "unmatched_b", "not_run")
-UNANSWERED = ("not_run", "failed")  # a rerun asks again
+UNANSWERED = ("not_run", "failed")  # a rerun asks these again
 # Of two orders' statuses the first of these tells the row's: sides may be exchanged and the row's stays.
 GRAVEST = (
     "unmatched_a", "unmatched_b", "no_answer", "not_run", "failed", "refusal", "truncated", "empty", "ambiguous",
@@ -43,18 +43,20 @@ class Rows:
     """One array entry per verdict row; nan is unknown, and a column that is missing has no entry.
 
     Attributes:
-        question: Which question it is, as a number: the cluster of every interval.
-        shared: What several languages were asked, as a number: the question and its turn.
+        question: Code of the question: the cluster of every interval.
+        shared: Code of the question and its turn, equal in all languages.
         margin: 1 where a won, -1 where b won, 0 for a tie and ±0.5 between (rule `average`); nan without an outcome.
         has_verdict: A verdict was found, also one that the rule `decisive` drops.
         status: One per row for both orders: `ok`, or the graver of the two; `unknown` where no column says it.
-        has_status: There is a column that says it.
-        asked: The judge was asked, as far as the status says.
-        answered: It was, and an answer came.
-        orders: What the judge said in each order, as a verdict; None without a call.
-        groups: Column → the number of each row's value, and the values.
+        has_status: There is a status column.
+        asked: The judge was asked, by the status.
+        answered: The judge was asked and replied.
+        orders: The verdicts of each order; None without a call.
+        groups: Column → the code of each row's value, and the values.
         numbers: Column → values; true is 1.
-        controls: What the judge said of comparisons with a known outcome; None where the column is missing.
+        controls: Verdicts on comparisons with a known outcome; None where the column is missing.
+        sources: `judged_by`, `judge_identity` and `judge_settings` → their distinct values.
+        fingerprint: Hash of the columns that the figures depend on.
     """
 
     question: "NDArray[np.int64]"
@@ -79,11 +81,11 @@ def read_rows(verdicts: Any, by: Sequence[str], rule: Rule) -> Rows:
     Reads: `id` and `verdict`, or `verdict_ab` and `verdict_ba`; any other column of a `Judge` that is there.
 
     Args:
-        by: Columns whose values will be told apart, besides `language`, `category`, `turn` and `changed`.
+        by: Columns to group by, besides `language`, `category`, `turn` and `changed`.
         rule: How two orders make one outcome. What was decided by one verdict alone keeps it.
 
     Raises:
-        ColumnError: A column is missing, holds what it cannot hold, or a comparison stands twice.
+        ColumnError: A column is missing, has a wrong type or value, or a comparison occurs twice.
     """
     names = _checked_columns(verdicts, by, rule)
     table = verdicts.with_format("arrow").select_columns(names)[:]

@@ -86,7 +86,7 @@ def clustered_se(scores: Sequence[float | None], clusters: Sequence[Hashable] | 
 
 
 def resamples(n_clusters: int, n_resamples: int, seed: int) -> Iterator["NDArray[np.float64]"]:
-    """Draw clusters with replacement: chunks of a matrix that says how often each resample (row) holds each cluster."""
+    """Draw clusters with replacement: yields chunks of the matrix of counts, one resample per row and one cluster per column."""
     rng = np.random.default_rng(seed)
     chunk = max(1, CHUNK_CELLS // max(1, n_clusters))
     for start in range(0, n_resamples, chunk):
@@ -100,8 +100,8 @@ def joint_bootstrap(
 ) -> "NDArray[np.float64]":
     """Mean score of every group in every resample of the clusters; one resample serves all groups.
 
-    So a question that was drawn twice counts twice in every language, and a mean or a minimum over the columns of a row is
-    itself a draw: that is how a figure over all languages gets its interval.
+    A question that is drawn twice counts twice in every language. A mean over the columns of a row is therefore a draw of the
+    mean over all languages.
 
     Args:
         sums: Sum of the scores of each cluster (row) in each group (column).
@@ -110,7 +110,7 @@ def joint_bootstrap(
         seed: The same seed gives the same draws.
 
     Returns:
-        One row per resample, one column per group; nan where the resample holds nothing of the group.
+        One row per resample, one column per group; nan where the resample has no score of the group.
     """
     sums, counts = np.asarray(sums, float), np.asarray(counts, float)
     draws = np.full((n_resamples, sums.shape[1]), np.nan)
@@ -141,7 +141,7 @@ def interval(draws: "ArrayLike", *, defined: float = 0.0) -> tuple[float, float]
 
 
 def few_clusters(n_clusters: int) -> float:
-    """By how much an interval from the spread of so many clusters is too short: Student's t, and G for G - 1."""
+    """Factor by which a bootstrap interval of so few clusters is too short: Student's t, and sqrt(G / (G - 1))."""
     from scipy.stats import t
 
     if n_clusters < 2:
@@ -156,17 +156,17 @@ def widened(
     bounds: tuple[float, float],
     least: tuple[float, float] | None = None,
 ) -> tuple[float, float]:
-    """A bootstrap interval that still holds with few clusters, and where nearly all of them are alike.
+    """Widen a bootstrap interval, so that it covers with few clusters and where nearly all of them are equal.
 
-    A resample of few clusters varies too little, so both ends are moved away from the value by `few_clusters`; and it draws
-    nothing that was not seen, so each end is at least as far as `unseen` says.
+    Resamples of few clusters vary too little, so `few_clusters` moves both ends away from the value. A resample contains no
+    value that was not observed, so each end is at least as far away as `unseen`.
 
     Args:
-        value: What was observed.
+        value: The observed mean.
         ends: Percentile interval of its draws.
         cluster_means: Mean score of each cluster.
         bounds: Lowest and highest possible value.
-        least: How far the ends are at least; None is `unseen` of the clusters.
+        least: Smallest distances of the ends; None is `unseen` of the clusters.
     """
     means = np.asarray(cluster_means, float)
     factor = few_clusters(len(means))
@@ -177,11 +177,11 @@ def widened(
 
 
 def unseen(cluster_means: "ArrayLike", bounds: tuple[float, float]) -> tuple[float, float]:
-    """How much lower and higher a mean may be for clusters unlike most, of which there happened to be few or none.
+    """How much lower and higher a mean may be because of clusters unlike most that the sample has few or none of.
 
-    The share of the clusters below the median one may be larger, by Wilson's bound, and these lie as far below it as those
-    that were seen, of which one more is supposed at the very end of the scale; likewise above. Of nothing but wins and losses
-    that is Wilson's interval.
+    The share of the clusters below the median is raised to Wilson's upper bound. Their distance from it is the mean of the
+    observed distances and of one more cluster at the end of the scale; likewise above. For wins and losses alone, this is
+    Wilson's interval.
     """
     means = np.asarray(cluster_means, float)
     middle = float(np.median(means))
@@ -195,7 +195,7 @@ def unseen(cluster_means: "ArrayLike", bounds: tuple[float, float]) -> tuple[flo
 
 
 def detectable(se: float | None) -> float | None:
-    """The smallest true difference that a two-sided test at 5 % finds in 80 % of such runs; None where nothing varies."""
+    """Smallest true difference that a two-sided test at 5 % finds with power 80 %; None without variance."""
     return 2.8 * se if se else None
 
 
@@ -210,18 +210,18 @@ def wilson(successes: float, n: float) -> tuple[float, float] | None:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Exact two-sided p-value of no difference; ties say nothing. It is McNemar's exact test as well."""
+    """Exact two-sided p-value of no difference, without ties. It equals McNemar's exact test."""
     from scipy.stats import binomtest
 
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def permutation_test(cluster_sums: "ArrayLike", *, n_resamples: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p-value of no difference: each question's sum of (score - 0.5) may as well have the other sign.
+    """Two-sided p-value of no difference, by flipping the sign of each question's sum of (score - 0.5).
 
     Args:
-        cluster_sums: One sum per question; sums of zero change nothing.
-        n_resamples: Random flips; where no more than that many are possible, all are tried and the value is exact.
+        cluster_sums: One sum per question; sums of zero have no effect.
+        n_resamples: Random flips; if there are no more flips than this, all are tried and the p-value is exact.
         seed: The same seed gives the same value.
     """
     sums = np.asarray(cluster_sums, float)

@@ -1,7 +1,7 @@
 """A judge's reply → a verdict; the verdicts of two orders → one; log-probabilities → a preference.
 
-Knows text and the three verdicts, and guesses nothing: a reply that does not say clearly which answer won has no verdict,
-and its status says why, so that the judge can be asked again. Does not know prompts, generators or datasets.
+Knows text and the three verdicts; no prompts, generators or datasets. A reply that does not clearly name the better answer has
+no verdict, and its status gives the reason, so that the judge can be asked again.
 """
 
 import math
@@ -54,12 +54,11 @@ class Parsed(NamedTuple):
 
 
 class Preference(NamedTuple):
-    """How sure a judge was.
+    """Probability of the verdict.
 
     Attributes:
         p_first: Probability that the first shown is better, a tie counting half.
-        mass: Probability of all verdicts together before they were scaled to 1; low means that the judge was about to
-            write something else.
+        mass: Probability of all verdicts together before they were scaled to 1; low means that other tokens were likelier.
     """
 
     p_first: float
@@ -179,18 +178,17 @@ def merge(
 
 
 def preference(logprobs: Any, labels: Mapping[str, Verdict] = DIGITS) -> Preference | None:
-    """Read from a reply's log-probabilities how sure the judge was where it wrote its verdict.
+    """Read the probabilities of the verdicts from a reply's log-probabilities.
 
-    That is the last place after `[[` (without one, the last place) where at least two verdicts were likely enough to be
-    listed. A tokeniser may glue brackets to a label, or cut a label in two: then its beginning counts, if no other label
-    begins so.
+    The position read is the last one after `[[` (without one, the last position) that lists at least two verdicts. A
+    tokeniser may join brackets to a label or split a label: then its beginning counts, if no other label begins so.
 
     Args:
         logprobs: `choices[0].logprobs` of a chat completion, with `top_logprobs`.
-        labels: What the judge was asked to write for each verdict.
+        labels: The word that stands for each verdict.
 
     Returns:
-        None when no place shows two verdicts, or the structure is not the one of a chat completion.
+        None if no position lists two verdicts, or the structure is not that of a chat completion.
 
     Source: alpaca_eval's weighted preference, with a third verdict.
     """
