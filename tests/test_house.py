@@ -58,10 +58,9 @@ HOMES = {
     "vllm": {"generators/vllm.py"},
     "matplotlib": {"train/log.py", "judging/plot.py", "hub/picture.py"},
     "ray": set(),  # stock Ray Data runs a task: examples/boost_with_ray.py
-    "scipy": {"judging/statistics.py", "judging/agreement.py", "judging/health.py"},
+    "scipy": {"judging/statistics.py", "judging/health.py"},
     "statsmodels": {"judging/statistics.py", "judging/agreement.py"},
-    "sklearn": {"judging/length.py"},
-    "evalica": {"judging/ranking.py", "judging/agreement.py"},
+    "evalica": {"judging/ranking.py"},
     "evaluate": {
         "metric/judge_agreement/app.py",
         "metric/pairwise_judge/pairwise_judge.py",
@@ -117,7 +116,7 @@ def test_a_heavy_library_has_one_home(path):
 
 @pytest.mark.parametrize("door", ["midb", "midb.generators", "midb.train", "midb.judging", "midb.metric", "midb.cli"])
 def test_opening_a_door_loads_nothing_heavy(door):
-    script = f"import sys, {door}; print([m for m in ('torch', 'transformers', 'vllm', 'openai', 'datasets', 'pandas', 'peft', 'trl', 'matplotlib', 'yaml', 'scipy', 'statsmodels', 'sklearn', 'evalica', 'evaluate') if m in sys.modules])"
+    script = f"import sys, {door}; print([m for m in ('torch', 'transformers', 'vllm', 'openai', 'datasets', 'pandas', 'peft', 'trl', 'matplotlib', 'yaml', 'scipy', 'statsmodels', 'evalica', 'evaluate') if m in sys.modules])"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
 
@@ -146,7 +145,7 @@ def test_every_import_is_declared():
     declared = (
         {re.match(r"[\w-]+", line)[0].replace("-", "_").lower().removeprefix("py") for line in lines}  # PyYAML is yaml
         | {re.match(r"[\w-]+", line)[0].replace("-", "_").lower() for line in lines}
-        | {"midb", "sklearn" if any(line.startswith("scikit-learn") for line in lines) else ""}
+        | {"midb"}
         | set(sys.stdlib_module_names)
     )
     for path in SOURCES:
