@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
@@ -149,7 +150,8 @@ class Task(ABC):
         with nullcontext() if processes or not left else RowBar(left, self.verb) as bar:
             run.bar = bar
             for (name, split), rows in zip(_splits(prepared).items(), sizes, strict=True):
-                run.limit(rows / left if left else 1.0)
+                if max_cost is not None and left:  # a split may spend as large a part of what is left as its rows are
+                    run.ceiling = run.spent + (max_cost - run.spent) * rows / left
                 how = {"batch_size": batch_size, **map_arguments}
                 done[name] = in_format_of(_splits(dataset)[name], run.over(split, processes, how))
                 left -= rows
@@ -206,7 +208,6 @@ class _Open:
 
     row: Row
     asks: Sequence[Ask]
-    known: bool = False  # a journal answers its first prompts
     reserved: float = 0.0  # of the budget
     answers: list[Completion | None] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
@@ -241,11 +242,6 @@ class Run:
         self.refusals: Counter[str] = Counter()
         self.answered = self.streams = False
 
-    def limit(self, share: float) -> None:
-        """Let the next split spend this share of what is left."""
-        if self.max_cost is not None:
-            self.ceiling = self.spent + (self.max_cost - self.spent) * share
-
     def over(self, split: Any, processes: bool, how: dict[str, Any]) -> Any:
         """Ask about one prepared split."""
         from datasets import Dataset
@@ -258,10 +254,8 @@ class Run:
             return mapped(split, self.batch, adds, drops, **how)
         # A new fingerprint: what is computed from these rows must not be served to a later run that healed some of them.
         how = {"load_from_cache_file": False, "new_fingerprint": uuid.uuid4().hex, **how}
-        if processes:
-            return mapped(split, _Batches(self.task), adds, drops, **how)
         if self.max_cost is None:
-            return mapped(split, self.batch, adds, drops, **how)
+            return mapped(split, partial(_batch, self.task) if processes else self.batch, adds, drops, **how)
         order = _drawn(split, self.task.first(split))
         done = mapped(split.select(order), self.batch, adds, drops, **how)
         return done.select(sorted(range(len(order)), key=order.__getitem__)).flatten_indices()
@@ -295,31 +289,30 @@ class Run:
             parts.append(f"{status} {codes.total():,}{f' ({reasons})' if reasons else ''}")
         for name, values in self.counts.items():
             parts[-1] += f"; {name} {', '.join(f'{value} {count:,}' for value, count in values.most_common())}"
-        spent = f", {self.price.money(self.spent)} spent" if self.price else ""
         text = (
             f"{self.rows:,} rows: {', '.join(parts)}; {self.calls:,} calls, {self.remembered:,} of them remembered; "
-            f"{self.prompt_tokens:,} prompt and {self.completion_tokens:,} completion tokens, remembered answers included{spent}"
+            f"{self.prompt_tokens:,} prompt and {self.completion_tokens:,} completion tokens, remembered answers included"
         )
-        return f"{text}; {ended}" if (ended := self.ended()) else text
-
-    def ended(self) -> str:
-        """That the budget ended the run; empty where it did not."""
-        if not self.left_out or self.max_cost is None:
-            return ""
-        budget = self.price.money(self.max_cost) if self.price else "0"
-        return (
-            f"the budget of {budget} ended the run: {self.left_out:,} of {self.rows:,} rows were not asked; a higher max_cost "
-            "goes on from here"
-        )
+        if self.price:
+            text += f", {self.price.money(self.spent)} spent"
+        if self.left_out:
+            budget = self.price.money(self.max_cost or 0) if self.price else "0"
+            text += f"; the budget of {budget} ended the run: {self.left_out:,} of {self.rows:,} rows were not asked; "
+            text += "a higher max_cost goes on from here"
+        return text
 
     def _ask(self, rows: list[_Open]) -> None:
         """Answer rows within the budget. Each step takes what is certain to fit, so the last of a budget goes in small steps."""
-        if self.max_cost is not None:
-            self._look_up(rows)
+        if self.max_cost is None:
+            return self._rounds(rows)
+        known = iter(_remembered(self.task.generator, [ask for each in rows for ask in each.asks]))
+        costs = {  # a row whose first prompts a journal answers costs nothing until something follows
+            id(each): 0.0 if all(list(islice(known, len(each.asks)))) else self._most(each.asks, True) for each in rows
+        }
         while rows:
             taken, rest, stopped = [], [], False
             for each in rows:
-                cost = 0.0 if self.max_cost is None or each.known or not each.asks else self._most(each.asks, True)
+                cost = costs[id(each)]
                 stopped = stopped or cost > self.ceiling - self.spent - self.reserved
                 if stopped and cost:
                     rest.append(each)
@@ -340,14 +333,10 @@ class Run:
             asking += self._begin(each, each.asks)
         while asking:
             more = []
-            by_sampling: dict[Sampling | None, list[tuple[_Open, int, Ask]]] = {}
-            for question in asking:
-                by_sampling.setdefault(question[2].sampling, []).append(question)
-            for sampling, group in by_sampling.items():
-                answered = bytearray(len(group))
-                for position, completion in stream(
-                    self.task.generator, [ask.messages for _, _, ask in group], sampling
-                ):
+            for sampling, places in _by_sampling([ask for _, _, ask in asking]).items():
+                group, answered = [asking[place] for place in places], bytearray(len(places))
+                prompts = [ask.messages for _, _, ask in group]
+                for position, completion in stream(self.task.generator, prompts, sampling):
                     each, at, ask = group[position]
                     if answered[position]:
                         raise GenerationError(
@@ -409,13 +398,6 @@ class Run:
         if self.left_out == 1 and self.streams:
             say("the budget is spent: the rows of the stream from here on are not asked")
 
-    def _look_up(self, rows: list[_Open]) -> None:
-        """Mark the rows whose first prompts a journal answers: they cost nothing."""
-        asks = [ask for each in rows for ask in each.asks]
-        known = iter(_remembered(self.task.generator, asks))
-        for each in rows:
-            each.known = all(list(islice(known, len(each.asks))))
-
     def _most(self, asks: Sequence[Ask], later: bool) -> float:
         """What the calls cost at most."""
         if self.price is None:
@@ -446,28 +428,19 @@ class Run:
         if self.price and not completion.remembered:
             asked = count_tokens(ask.messages) if asked is None else asked
             said = count_tokens([{"role": "assistant", "content": completion.text}]) if said is None else said
-            cost = self.price.cost(asked, said)
-            self.spent += cost
+            self.spent += self.price.cost(asked, said)
             released = min(each.reserved, self._most([ask], False)) if self.max_cost is not None else 0.0
             each.reserved, self.reserved = each.reserved - released, self.reserved - released
 
 
-@dataclass(frozen=True)
-class _Batches:
-    """The new columns of a batch, in a process of its own."""
-
-    task: Task
-
-    def __call__(self, batch: Batch) -> Batch:
-        return Run(self.task).batch(batch)
+def _batch(task: Task, batch: Batch) -> Batch:
+    """The new columns of one batch, in a process of its own."""
+    return Run(task).batch(batch)
 
 
 def sampling_of(generator: Generator, ask: Ask | None = None) -> Sampling:
     """How a text is drawn: as the prompt says, else as the generator does."""
-    while isinstance(generator, Journal):
-        generator = generator.generator
-    own = getattr(generator, "sampling", None)
-    return (ask and ask.sampling) or (own if isinstance(own, Sampling) else Sampling())
+    return (ask and ask.sampling) or getattr(generator, "sampling", None) or Sampling()
 
 
 def _estimate(task: Task, splits: list[Any]) -> Estimate:
@@ -521,15 +494,19 @@ def _remembered(generator: Generator, asks: Sequence[Ask]) -> list[bool]:
     """Which of the prompts a journal answers."""
     found = [False] * len(asks)
     if isinstance(generator, Journal):
-        by_sampling: dict[Sampling | None, list[int]] = {}
-        for at, ask in enumerate(asks):
-            by_sampling.setdefault(ask.sampling, []).append(at)
-        for sampling, places in by_sampling.items():
-            for at, is_known in zip(
-                places, generator.remembers([asks[at].messages for at in places], sampling), strict=True
-            ):
-                found[at] = is_known
+        for sampling, places in _by_sampling(asks).items():
+            known = generator.remembers([asks[place].messages for place in places], sampling)
+            for place, is_known in zip(places, known, strict=True):
+                found[place] = is_known
     return found
+
+
+def _by_sampling(asks: Sequence[Ask]) -> dict[Sampling | None, list[int]]:
+    """The places of the prompts that one call of a generator can take."""
+    groups: dict[Sampling | None, list[int]] = {}
+    for place, ask in enumerate(asks):
+        groups.setdefault(ask.sampling, []).append(place)
+    return groups
 
 
 def _drawn(split: Any, first: Collection[int]) -> list[int]:
