@@ -24,7 +24,7 @@ from email.utils import formatdate
 
 import pytest
 from fake_openai import FakeOpenAI
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midb.errors import GenerationError
@@ -369,6 +369,51 @@ def test_the_key_is_sent_and_shown_nowhere(server, monkeypatch):
     assert "sk-" not in str(raised.value)
 
 
+@contextmanager
+def raw_server(respond, context=None):
+    """A server that answers each request with what `respond(head)` yields, for as long as the client listens.
+
+    Gives its port and the number of bytes that it could send for each request.
+    """
+    sent = []
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            head = b"".join(iter(self.rfile.readline, b"\r\n")).decode()
+            found = re.search(r"(?i)content-length: (\d+)", head)
+            self.rfile.read(int(found[1]) if found else 0)
+            sent.append(0)
+            place = len(sent) - 1
+            try:
+                for part in respond(head):
+                    self.wfile.write(part)
+                    sent[place] += len(part)
+            except OSError:
+                pass
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+        def get_request(self):
+            connection, address = super().get_request()
+            return (context.wrap_socket(connection, server_side=True) if context else connection), address
+
+        def handle_error(self, *_):
+            pass
+
+    with Server(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever, args=[0.01])
+        thread.start()
+        yield running.server_address[1], sent
+        running.shutdown()
+        thread.join()
+
+
+def whole(body, *headers, status="200 OK"):
+    lines = [f"HTTP/1.1 {status}", "Connection: close", f"Content-Length: {len(body)}", *headers]
+    return ["\r\n".join(lines).encode() + b"\r\n\r\n" + body]
+
+
 PLAIN_LIST = {"data": [{"id": "tiny", "object": "model", "created": 1, "owned_by": "library"}]}
 
 
@@ -378,11 +423,22 @@ def vllm(root, name="tiny", **more):
     return {"id": name, "object": "model", "owned_by": "vllm", "root": root, "parent": None} | started | more
 
 
+@contextmanager
+def telling(told):
+    """A server that says `told`, JSON or a status by path, and has no chats; gives its port."""
+
+    def respond(head):
+        said = told.get(head.split()[1], 404)
+        return whole(json.dumps(said).encode(), status=f"{said if isinstance(said, int) else 200} X")
+
+    with raw_server(respond) as (port, _):
+        yield port
+
+
 def identity(told, host="127.0.0.1", **settings):
     """The identity that a generator finds at a server that says this, on a port that changes."""
-    told = {"/v1/models": {"data": told}} if isinstance(told, list) else told
-    with FakeOpenAI(told=told) as server:
-        return OpenAIGenerator("tiny", base_url=f"http://{host}:{server.port}/v1", **settings).identity()
+    with telling({"/v1/models": {"data": told}} if isinstance(told, list) else told) as port:
+        return OpenAIGenerator("tiny", base_url=f"http://{host}:{port}/v1", **settings).identity()
 
 
 def test_identity_is_what_is_served_at_any_port_and_host_name_and_not_how_it_is_asked():
@@ -464,13 +520,12 @@ def test_sglang_is_told_apart_by_what_it_loaded_as_its_list_only_repeats_the_nam
     ],
 )
 def test_where_a_server_does_not_tell_the_address_counts(says):
-    with FakeOpenAI(told={"/v1/models": says}) as server:
-        here = ask(server).identity()
-        for same in (f"http://localhost:{server.port}/v1/", f"HTTP://LOCALHOST:{server.port}/v1"):
-            assert OpenAIGenerator("tiny", base_url=same).identity() == here
-        assert ask(server, extra_body={"a": 1}).identity() != here
-        with FakeOpenAI(told={"/v1/models": says}) as elsewhere:
-            assert ask(elsewhere).identity() != here
+    with telling({"/v1/models": says}) as port, telling({"/v1/models": says}) as elsewhere:
+        here = OpenAIGenerator("tiny", base_url=f"http://127.0.0.1:{port}/v1")
+        for same in (f"http://localhost:{port}/v1/", f"HTTP://LOCALHOST:{port}/v1"):
+            assert replace(here, base_url=same).identity() == here.identity()
+        assert replace(here, extra_body={"a": 1}).identity() != here.identity()
+        assert replace(here, base_url=f"http://127.0.0.1:{elsewhere}/v1").identity() != here.identity()
 
 
 def test_what_is_served_is_asked_once_and_not_for_each_call(server):
@@ -600,51 +655,6 @@ def test_prompts_that_come_slowly_do_not_make_the_server_look_dead(server, monke
     ]
 
 
-@contextmanager
-def raw_server(respond, context=None):
-    """A server that answers each request with what `respond(head)` yields, for as long as the client listens.
-
-    Gives its port and the number of bytes that it could send for each request.
-    """
-    sent = []
-
-    class Handler(socketserver.StreamRequestHandler):
-        def handle(self):
-            head = b"".join(iter(self.rfile.readline, b"\r\n")).decode()
-            found = re.search(r"(?i)content-length: (\d+)", head)
-            self.rfile.read(int(found[1]) if found else 0)
-            sent.append(0)
-            place = len(sent) - 1
-            try:
-                for part in respond(head):
-                    self.wfile.write(part)
-                    sent[place] += len(part)
-            except OSError:
-                pass
-
-    class Server(socketserver.ThreadingTCPServer):
-        daemon_threads = True
-
-        def get_request(self):
-            connection, address = super().get_request()
-            return (context.wrap_socket(connection, server_side=True) if context else connection), address
-
-        def handle_error(self, *_):
-            pass
-
-    with Server(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever, args=[0.01])
-        thread.start()
-        yield running.server_address[1], sent
-        running.shutdown()
-        thread.join()
-
-
-def whole(body, *headers, status="200 OK"):
-    lines = [f"HTTP/1.1 {status}", "Connection: close", f"Content-Length: {len(body)}", *headers]
-    return ["\r\n".join(lines).encode() + b"\r\n\r\n" + body]
-
-
 def one_row(port, **settings):
     settings = {"max_retries": 0, "concurrency": 1} | settings
     return OpenAIGenerator("tiny", base_url=f"http://127.0.0.1:{port}/v1", **settings).generate(rows(1))[0]
@@ -684,12 +694,12 @@ def test_a_compressed_reply_is_read_and_a_bomb_is_not(encoding, compress):
     header = f"Content-Encoding: {encoding}"
     with raw_server(lambda _: whole(compress(ANSWER), header)) as (port, _):
         assert one_row(port).text == "an answer"
-    bomb = compress(ANSWER[:-1] + b" " * 400 * 2**20)
-    assert len(bomb) < 2**20
+    bomb = compress(ANSWER[:-1] + b" " * 80 * 2**20)
+    assert len(bomb) < 2**17
     with raw_server(lambda _: whole(bomb, header)) as (port, _):
         before = peak()
         assert one_row(port).error == f"broken_reply: the reply is larger than {LIMIT} bytes"
-        assert peak() - before < 100 * 2**20
+        assert peak() - before < 40 * 2**20
 
 
 def peak():
@@ -852,23 +862,21 @@ SPELLED = {
     "base64 in lines": lambda key: base64.encodebytes(b"user:" + key.encode() * 2).decode(),
 }
 KEYS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=4, max_size=80).filter(
-    lambda key: key == key.strip("\\")  # at an end it may stay, as what is around a key may be escaped
+    lambda key: key == key.strip("\\")  # at an end it stays where it may belong to what is around the key
 )
 
 
 @pytest.mark.parametrize("spelling", SPELLED)
+@settings(max_examples=50)
 @given(KEYS)
 def test_a_key_is_masked_however_a_server_writes_it(spelling, key):
     spelled = SPELLED[spelling](key)
     shown = one_line(f"wrong key: <{spelled}> (401)", [key])
-    flat = " ".join("".join(letter if letter.isprintable() else " " for letter in spelled).split())
-    assert "[key]" in shown
-    assert key not in shown.replace("[key]", "")
     if "base64" not in spelling:
-        assert shown == "wrong key: <[key]> (401)" or flat[: len(flat) // 2] not in shown
-    else:
-        inner = base64.b64encode(b"\0" * (len(spelling) % 3) + key.encode()).decode().rstrip("=")[4:-4]
-        assert not inner or inner not in shown.replace(" ", "")
+        assert shown == "wrong key: <[key]> (401)"
+    else:  # what is left encodes the text around the key, which is at most "Bearer " and "tail"
+        left = shown.removeprefix("wrong key: <").removesuffix("> (401)").replace("[key]", "").replace(" ", "")
+        assert len(left.rstrip("=")) <= len(base64.b64encode(b"Bearer tail").rstrip(b"="))
 
 
 @given(KEYS, st.text(), st.text())
@@ -890,11 +898,11 @@ def test_a_key_of_few_letters_leaves_the_words_that_hold_it():
     assert one_line("nothing here", []) == "nothing here"
 
 
-def test_a_key_at_the_edge_of_what_is_searched_is_not_shown_in_part():
-    for filling in ("x" * 150, " ", "\n", "sk-not-for-anybodys-eyes "):
-        for place in range(20_000 - len(KEY), 20_000):
-            text = (filling * 20_000)[:place] + KEY + " " * 100
-            assert "sk-not" not in one_line(text, [KEY])
+@pytest.mark.parametrize("filling", ["x" * 150, " ", "\n", KEY + " "])
+def test_a_key_at_the_edge_of_what_is_searched_is_not_shown_in_part(filling):
+    for place in range(4000 - len(KEY), 4000 + 9 * len(KEY)):
+        text = (filling * 5000)[:place] + KEY + " " * 1000
+        assert "sk-not" not in one_line(text, [KEY])
 
 
 def test_blank_keys_are_no_keys(server, monkeypatch):

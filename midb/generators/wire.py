@@ -25,12 +25,14 @@ SMALLEST_LIMIT = 4 * 2**20  # bytes that any reply may have
 BYTES_A_TOKEN = 256  # a long word, every character escaped
 BYTES_A_LOGPROB = 512  # {"token": …, "logprob": …, "bytes": […]}
 LONGEST_ERROR = 200  # characters
-SCANNED = 20_000  # characters of an error that are searched for the key
+SCANNED = 4000  # characters of an error that are searched for secrets, and a margin
 FURTHER = {"llamacpp": ("/props", "/lora-adapters"), "sglang": ("/get_model_info",)}  # paths at the server's root
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-# One character as URLs, JSON and HTML may write it; the backslashes and blanks between characters match alone.
-SPELLING = re.compile(r"%(?:25)*([0-9a-f]{2})|\\+u00([0-9a-f]{2})|(&#?\w{1,8};)|\\+[nrt]|[\\\s]+|(.)", re.IGNORECASE)
-LITERAL = re.compile(r"()()()(.)")
+# One character as URLs, JSON and HTML may write it; a blank, and a blank as JSON writes it, is no character.
+SPELLING = re.compile(
+    r"%(?:25)*([0-9a-f]{2})|\\{1,8}u00([0-9a-f]{2})|(&#?\w{1,8};)|\\{1,8}[nrt]|\\{0,8}([^\\\s])", re.IGNORECASE
+)
+LITERAL = re.compile(r"()()()\\{0,8}([^\\\s])")
 BASE64 = str.maketrans("-_", "+/")  # the alphabet of URLs
 
 
@@ -210,11 +212,12 @@ def cause(error: Exception) -> tuple[str, str]:
 
 def one_line(detail: str, secrets: list[str]) -> str:
     """An error in one short line, without the secrets that a server may have put into it."""
-    shown = "".join(character if character.isprintable() else " " for character in detail[:SCANNED])
+    edge = 8 * max(map(len, secrets), default=0)  # where a secret may have been cut in two, however it is written
+    shown = "".join(character if character.isprintable() else " " for character in detail[: SCANNED + edge])
     for secret in secrets:
         shown = mask(shown, secret)
-        if len(detail) > SCANNED:  # a secret may have been cut in two
-            shown = shown[: -8 * len(secret)]
+    if len(detail) > SCANNED + edge and edge:
+        shown = shown[:-edge]
     return " ".join(shown.split())[:LONGEST_ERROR]
 
 
@@ -226,11 +229,9 @@ def mask(text: str, secret: str) -> str:
     """
     short = len(secret) < 4
     spans = [match.span() for match in re.finditer(re.escape(secret), text)]
-    read, bare = _letters(text), _letters(text, read=False)
-    keys = {
-        _joined(_letters(secret)),
-        _joined(_letters(secret, read=False)),
-    }  # a key may hold what looks like a spelling
+    read, bare = _letters(text, True), _letters(text, False)
+    # The key is read in both ways too, as it may hold what looks like a spelling.
+    keys = {_joined(_letters(secret, how)) for how in (True, False)}
     needles = [(letters, key, 0) for letters in (read, bare) for key in keys if key]
     encoded = [(letter.translate(BASE64), start, end) for letter, start, end in read]
     for before in range(1 if short else 3):
@@ -252,7 +253,7 @@ def mask(text: str, secret: str) -> str:
     return masked + text[position:]
 
 
-def _letters(text: str, read: bool = True) -> list[tuple[str, int, int]]:
+def _letters(text: str, read: bool) -> list[tuple[str, int, int]]:
     """The characters that a text spells, in lower case, without blanks; and where each spelling starts and ends."""
     letters = []
     for match in (SPELLING if read else LITERAL).finditer(text):
