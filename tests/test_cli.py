@@ -316,7 +316,11 @@ def test_a_mistake_is_told_before_anything_is_called(server, tmp_path, monkeypat
         ),
         ("answer", {"text": "x"}, "say which it is, e.g. --columns question=text"),
         ("answer", {"question": "x", "answers": ["y"]}, "remove them to ask again, or rename them to keep both"),
-        ("filter", {"instruction": "a", "response": "b"}, "name the column that holds the revised text: --columns response=..."),
+        (
+            "filter",
+            {"instruction": "a", "response": "b"},
+            "name the column that holds the revised text: --columns response=...",
+        ),
         ("judge", {"question": "a", "answer": "b"}, "name it with --on, or number the rows"),
     ],
 )

@@ -742,9 +742,7 @@ def test_the_command_shows_first_and_then_sends(base, adapter, tmp_path):
     assert refused.returncode == 1
     assert refused.stderr.startswith("midb: the adapter's base model is the local path")
     assert (
-        run(
-            "-m", "midb", "push", "adapter", adapter, "tester/command-booster", "--base-model", "org/base"
-        ).returncode
+        run("-m", "midb", "push", "adapter", adapter, "tester/command-booster", "--base-model", "org/base").returncode
         == 0
     )
     assert run("-m", "midb", "push", "metric", "org/pairwise_judge").returncode == 0
