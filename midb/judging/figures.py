@@ -333,10 +333,8 @@ class Figures:
         found = self._figure(values, draws)
         if found.value is None or found.low is None or found.high is None:
             return found
-        se = None if found.se is None else found.se / 2
-        return Figure(
-            _as_score(found.value), _as_score(found.low), _as_score(found.high), se, found.n, found.n_clusters
-        )
+        value, low, high = map(_as_score, (found.value, found.low, found.high))
+        return replace(found, value=value, low=low, high=high, se=None if found.se is None else found.se / 2)
 
     def _decided(self, margin: "Floats") -> Figure:
         """Wins of the decided ones; Wilson's interval counts questions that repeat for less (Kish's design effect).

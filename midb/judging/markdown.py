@@ -29,17 +29,9 @@ def withheld(report: "Report") -> str:
 def report_text(report: "Report") -> str:
     """The report in a few lines."""
     if not report.health.fit:
-        return "\n".join(
-            [withheld(report), *(f"- {reason}" for reason in report.health.reasons), _counts(report, printable)]
-        )
-    return "\n".join(
-        [
-            _headline(report, printable),
-            _counts(report, printable),
-            *_spread(report, printable),
-            _health(report, printable),
-        ]
-    )
+        return "\n".join([withheld(report), _reasons(report), _counts(report, printable)])
+    spread = _spread(report, printable)
+    return "\n".join([_headline(report, printable), _counts(report, printable), *spread, _health(report, printable)])
 
 
 def report_markdown(report: "Report") -> str:
@@ -48,24 +40,20 @@ def report_markdown(report: "Report") -> str:
         blocks = [f"**{_headline(report, _code)}**", _counts(report, _code), _figures(report)]
         blocks += _spread(report, _code)
     else:
-        reasons = "\n".join(f"- {reason}" for reason in report.health.reasons)
-        blocks = [withheld(report), reasons, _counts(report, _code)]
+        blocks = [withheld(report), _reasons(report), _counts(report, _code)]
     for name, groups in report.tables.items():
         title = TITLES.get(name) or escape(_code(name).strip("`"))  # Markdown ends where a block of HTML begins
         if name != "language" and (len(groups) < 2 or (name == "edit_distance" and not report.health.fit)):
             continue  # says nothing that is not said above, or figures only
         table = _groups(report, name, groups)
-        if name == "language":
-            blocks.append(table)
-        else:
-            blocks.append(f"<details><summary>By {title}</summary>\n\n{table}\n\n</details>")
-    blocks += [
-        _health(report, _code),
-        *([_meaning(report)] if report.health.fit else []),
-        *_cost(report),
-        _provenance(report),
-    ]
-    return "\n\n".join(blocks) + "\n"
+        folded = f"<details><summary>By {title}</summary>\n\n{table}\n\n</details>"
+        blocks.append(table if name == "language" else folded)
+    meaning = [_meaning(report)] if report.health.fit else []
+    return "\n\n".join([*blocks, _health(report, _code), *meaning, *_cost(report), _provenance(report)]) + "\n"
+
+
+def _reasons(report: "Report") -> str:
+    return "\n".join(f"- {reason}" for reason in report.health.reasons)
 
 
 def _headline(report: "Report", quote: Callable[[str], str]) -> str:
@@ -157,7 +145,7 @@ _COLUMNS = (
     _Column("at equal length", lambda group: _ends(group.length) if group.length else ""),
     _Column("p (Holm)", lambda group: _p(group.p_holm)),
     _Column("without wrong language", lambda group: _on_language(group)),
-    _Column("no verdict", lambda group: _count(sum(group.counts.no_verdict.values())), figure=False),
+    _Column("no verdict", lambda group: f"{n:,}" if (n := sum(group.counts.no_verdict.values())) else "", figure=False),
     _Column("same in both orders", lambda group: _rate(group.consistent), figure=False),
     _Column("opposite", lambda group: _rate(group.opposite), figure=False),
     _Column("agrees with others", lambda group: _agreement(group), figure=False),
@@ -310,10 +298,6 @@ def _range(of: "Figure | LengthControl") -> str:
 def _of(share: float | None, n: int, few: bool = False) -> str:
     """A share, or the counts where they are few."""
     return f"{round(share * n, 2):g} of {n}" if share is not None and (few or n <= FEW) else _share(share)
-
-
-def _count(count: int) -> str:
-    return f"{count:,}" if count else ""
 
 
 def _p(value: float | None) -> str:

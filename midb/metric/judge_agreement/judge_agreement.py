@@ -44,8 +44,6 @@ Examples:
     (0.75, 4, 0.636)
 """
 
-_CITATION = ""
-
 _RATERS = ("predictions1", "predictions2")
 _CODES = {"a": "a", "b": "b", "tie": "tie", 1: "a", 2: "b", 0: "tie", None: ""}
 
@@ -58,7 +56,7 @@ class JudgeAgreement(evaluate.Comparison):
         return evaluate.ComparisonInfo(
             module_type="comparison",
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation="",
             inputs_description=_KWARGS_DESCRIPTION,
             features=datasets.Features(dict.fromkeys(_RATERS, datasets.Value("string"))),
         )

@@ -144,11 +144,8 @@ class PairwiseJudge(evaluate.Metric):
             columns = {name: values for name, values in told.items() if values is not None}
             sides = [_side(questions, answers, columns) for answers in (predictions, references)]
             judged = _as_judge(judge, strict).compare(*sides) if verdicts is None else _as_rows(verdicts, *sides)
-        kept = (
-            judged
-            if length_control
-            else judged.remove_columns([name for name in ("len_a", "len_b") if name in judged.column_names])
-        )
+        lengths = set() if length_control else {"len_a", "len_b"}
+        kept = judged.select_columns([name for name in judged.column_names if name not in lengths])
         report = summarize(kept, rule=rule, seed=seed, n_resamples=n_resamples)
         result = _figures(report.figures)
         doubts = [*report.health.reasons, *report.health.notes]
