@@ -443,7 +443,8 @@ def test_a_journal_goes_to_the_working_folder_where_the_source_has_none_or_canno
 
 @pytest.mark.parametrize("kind", ["file", "stream"])
 def test_parts_share_a_journal_and_the_command_without_a_part_puts_them_together(server, tmp_path, kind):
-    command = boost(server, many(tmp_path / "in.jsonl"), "--journal", tmp_path / "journal")
+    shared = f"{tmp_path}/journal" + "/" * (kind == "stream")  # one machine's file, or a folder that many share
+    command = boost(server, many(tmp_path / "in.jsonl"), "--journal", shared)
     command = (*command, "--stream") if kind == "stream" else command
     for part, total in (("2/3", 8 if kind == "file" else 7), ("0/3", 15), ("1/3", 23), ("30/31", 23)):
         said = midb(*command, "--shard", part)
@@ -566,7 +567,7 @@ def test_an_array_of_jobs_loses_what_a_killed_one_had_in_flight_and_nothing_is_a
     count, jobs, in_flight = 90, 3, 8
     source, out = many(tmp_path / "in.jsonl", count), tmp_path / "out.jsonl"
     with FakeOpenAI(latency=0.2) as slow:
-        whole = boost(slow, source, "--journal", tmp_path / "journal", "--concurrency", in_flight)
+        whole = boost(slow, source, "--journal", f"{tmp_path}/journal/", "--concurrency", in_flight)
 
         def start(*options):
             command = [sys.executable, "-m", "midb", *map(str, (*whole, *options))]
@@ -610,6 +611,12 @@ def test_options_that_do_not_go_together_are_wrong_usage(tmp_path, monkeypatch, 
     sentence = " ".join(said.stderr.translate(dict.fromkeys(map(ord, "│╭╮╰╯─"), " ")).split())  # out of its box
     assert (said.exit_code, says in sentence) == (2, True), said.stderr
     assert not Path("j").exists()
+
+
+def test_a_dry_run_refuses_a_journal_whose_url_holds_a_password_and_does_not_show_it(tmp_path):
+    options = ("--model", "m", "--base-url", "http://x", "--dry-run", "--journal", "s3://KEY:SECRET@bucket/run/")
+    said = midb("boost", many(tmp_path / "in.jsonl"), *options)
+    assert (said.exit_code, "SECRET" in said.output, said.stdout) == (1, False, "")
 
 
 def test_a_journal_and_an_out_of_one_place_are_refused(server, tmp_path):

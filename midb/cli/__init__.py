@@ -48,5 +48,5 @@ for command in COMMANDS:
 app.command("serve-command", context_settings={"ignore_unknown_options": True})(plain_errors(serve_command))
 PUSHES: tuple[Callable[..., None], ...] = (dataset, eval_set, adapter, metric)
 for command in PUSHES:
-    push.command(command.__name__.replace("_", "-"))(plain_errors(command))
+    push.command(command.__name__.replace("_", "-"))(plain_errors(with_options(command)))
 app.add_typer(push, name="push")

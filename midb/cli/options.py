@@ -163,6 +163,7 @@ class Asked:
 
         Raises:
             BadParameter: They do not.
+            ValueError: The journal's place cannot be one.
         """
         self.part(None)
         if self.max_cost and self.price is None:
@@ -177,6 +178,8 @@ class Asked:
             )
         if out is None and not self.shard and not self.dry_run:
             raise typer.BadParameter("give --out, where the result goes")
+        if self.journal:
+            Journal(self.silent, self.journal)  # refuses a place that cannot be one
 
     @property
     def sampling(self) -> Sampling:
