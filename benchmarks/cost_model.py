@@ -31,10 +31,10 @@ import datasets
 import numpy as np
 from boost_overhead import hardware
 from datasets import Dataset
+from midb.cluster import ROWS_PER_SHARD, map_on_cluster, rows_to_do
 
 from midb import as_pairs, release
 from midb.chat import ChatFormat
-from midb.cluster import ROWS_PER_SHARD, map_on_cluster, rows_to_do
 from midb.train.training_set import as_training_set, tokenize
 
 FOLDER = Path(__file__).parent / "results"

@@ -35,9 +35,9 @@ import datasets
 import pyarrow as pa
 from boost_overhead import hardware, pairs
 from distance import anonymous_mib
+from midb.cluster import map_on_cluster
 
 from midb.booster import Booster
-from midb.cluster import map_on_cluster
 from midb.generators import FunctionGenerator, Journal
 from midb.guards import DEFAULT_GUARDS, Guard
 from midb.schema import Message

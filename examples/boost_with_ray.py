@@ -30,6 +30,7 @@ class Boost:
             self.booster = Booster.from_pretrained(model, journal=journal)
 
     def __call__(self, batch):
+        """Boost one batch of columns."""
         return self.booster(batch)
 
 

@@ -37,7 +37,6 @@ midb judge "$out/boosted.jsonl" --model "$judge" --controls 1 --max-tokens 64 --
 midb report "$out/verdicts.jsonl" --names boosted,raw --out "$out/report.md" --plot "$out/report.png"
 
 echo "== publish: the data, the booster and the metric, each with its card"
-midb push dataset "$out/boosted.jsonl" "$owner/speedrun-boosted" --model "$out/booster" --max-tokens 200 \
-    --verdicts "$out/verdicts.jsonl" $how
+midb push dataset "$out/boosted.jsonl" "$owner/speedrun-boosted" --verdicts "$out/verdicts.jsonl" $how
 midb push adapter "$out/booster" "$owner/speedrun-booster" --base-model "$model" $how
 midb push metric "$owner/pairwise_judge" $how

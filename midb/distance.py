@@ -1,15 +1,17 @@
-"""How much an edit changed its pair, in characters, and the filter that keeps the edits that changed the most.
+"""Which edits to train on: those that stand, and of these the ones that changed the most characters.
 
-Knows the six text columns of an edit and one distance over them. Does not know who made the edits or what is trained on
-them, and never reads a distance that came with the data: the one published with MIDB is the English one in every file.
+Knows the six text columns of an edit, one distance over them, and `boost_status`. Does not know who made the edits or what
+is trained on them, and never reads a distance that came with the data: the one published with MIDB is the English one in
+every file.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from midb.errors import ColumnError
+from midb.progress import say
 from midb.schema import PAIR, RAW, AnyDataset, Batch
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 StoredDataset = TypeVar("StoredDataset", "Dataset", "DatasetDict")  # not a stream
 
 EDIT_DISTANCE = "edit_distance"
+BOOSTED = ("boosted",)  # the statuses whose edit stands, if the caller names no others
 # Rows at a time: few enough for their texts to stay in the processor's cache, enough to keep every core busy.
 BATCH_ROWS = 5_000
 
@@ -44,17 +47,23 @@ def add_edit_distance(dataset: AnyDataset) -> AnyDataset:
     return _measured(dataset)
 
 
-def filter_by_edit_distance(dataset: StoredDataset, k: int | float, *, by: str | None = "language") -> StoredDataset:
-    """Keep the `k` edits of each language that changed the most, in the order in which they stood.
+def filter_by_edit_distance(
+    dataset: StoredDataset, k: int | float, *, by: str | None = "language", statuses: Collection[str] = BOOSTED
+) -> StoredDataset:
+    """Keep the `k` edits of each language that changed the most, in their order.
 
-    Reads: the pair columns and their `raw_` twins, and the column `by`.  Adds: `edit_distance` (characters).  Rows:
-    n → min(k, n) per language, in each split; of two edits that changed as much, the earlier stays.
+    Reads: the pair columns and their `raw_` twins, the column `by`, and `boost_status` where there is one: boosted rows
+    that were rejected, failed, not run or left unchanged hold their raw pair and are dropped first. A line on stderr
+    counts them.
+    Adds: `edit_distance` (characters).
+    Rows: n → min(k, n) per language of the n that stand, in each split; of two edits that changed as much, the earlier stays.
 
     Args:
         dataset: Edits, not streamed: the farthest are known only when all are measured.
-        k: How many to keep per language; a float in (0, 1] is a share of each language's rows, to the nearest row and
-            at least one. So `1` is one row and `1.0` is all of them.
+        k: How many to keep per language; a float in (0, 1] is a share of each language's rows that stand, to the nearest
+            row and at least one. So `1` is one row and `1.0` is all of them.
         by: The column that tells languages apart; None ranks all rows together.
+        statuses: The values of `boost_status` that stand. A row without a status is an expert's edit and always stands.
 
     Raises:
         ColumnError: A pair column or its `raw_` twin is missing, a value is not text, or there is no column `by`.
@@ -71,7 +80,8 @@ def filter_by_edit_distance(dataset: StoredDataset, k: int | float, *, by: str |
 
     _check_k(k)
     if isinstance(dataset, DatasetDict):
-        return DatasetDict({split: filter_by_edit_distance(part, k, by=by) for split, part in dataset.items()})
+        how: Any = {"by": by, "statuses": statuses}
+        return DatasetDict({split: filter_by_edit_distance(part, k, **how) for split, part in dataset.items()})
     if not isinstance(dataset, Dataset):
         raise TypeError(
             f"the filter ranks all rows at once and got a {type(dataset).__name__}; "
@@ -82,15 +92,43 @@ def filter_by_edit_distance(dataset: StoredDataset, k: int | float, *, by: str |
             f"there is no column {by!r} (found: {', '.join(dataset.column_names)}); name the column that tells "
             "languages apart (by=...), or rank all rows together (by=None) where there is only one"
         )
-    measured = add_edit_distance(dataset)
+    measured, left_out = standing(add_edit_distance(dataset), statuses)
+    if left_out:
+        say(left_out_line(left_out))
     return measured.select(_farthest(measured, k, by))
+
+
+def standing(edits: "Dataset", statuses: Collection[str] = BOOSTED) -> tuple["Dataset", dict[str, int]]:
+    """The rows whose edit stands, and how many others there are of each status.
+
+    Reads: `boost_status`, where there is one; a null is the status of an expert's edit, which stands.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    statuses = {statuses} if isinstance(statuses, str) else statuses
+    if "boost_status" not in edits.column_names:
+        return edits, {}
+    _check_text(edits.features, ("boost_status",))
+    status = edits.select_columns("boost_status").with_format("arrow")[:]["boost_status"].cast(pa.string())
+    stands = pc.or_(pc.is_null(status), pc.is_in(status, value_set=pa.array(sorted(statuses), pa.string())))
+    left_out = {each["values"]: each["counts"] for each in status.filter(pc.invert(stands)).value_counts().to_pylist()}
+    return (edits.select(np.flatnonzero(stands.to_numpy())) if left_out else edits), left_out
+
+
+def left_out_line(left_out: Mapping[str, int]) -> str:
+    """The counts of `standing` as a line; a status that no booster writes is quoted."""
+    counts = (f"{count:,} {name if name.isidentifier() else repr(name)}" for name, count in sorted(left_out.items()))
+    return f"left out by boost_status: {', '.join(counts)}"
 
 
 def _measured(split: Any) -> Any:
     from datasets import Features, IterableDataset, Value, concatenate_datasets
 
     if split.features is not None:
-        _check_columns(split.features)
+        check_edit_columns(split.features)
+        _check_text(split.features, (*RAW, *PAIR))
     if isinstance(split, IterableDataset):
         features = split.features and Features({**split.features, EDIT_DISTANCE: Value("int64")})
         return split.map(_measure_lists, batched=True, with_indices=True, features=features)
@@ -129,7 +167,7 @@ def _measure_lists(batch: Batch, rows: list[int]) -> Batch:
     """Batch function: the same for a stream, whose columns are known only when a batch arrives."""
     import pyarrow as pa
 
-    _check_present(batch)
+    check_edit_columns(batch)
     try:
         edits = pa.table({column: pa.array(batch[column], pa.large_string()) for column in (*RAW, *PAIR)})
     except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
@@ -190,18 +228,18 @@ def _check_k(k: int | float) -> None:
         raise ValueError(f"k is {k!r}; give a number of rows per language (720) or a share of them (0.3)")
 
 
-def _check_columns(features: Mapping[str, Any]) -> None:
+def _check_text(features: Mapping[str, Any], columns: Sequence[str]) -> None:
     from datasets import Value
 
-    _check_present(features)
     text = {"string", "large_string", "string_view", "null"}  # null: a column without a single value
-    for column in (*RAW, *PAIR):
+    for column in columns:
         feature = features[column]
         if not (isinstance(feature, Value) and feature.dtype in text):
             raise ColumnError(f"column {column!r} is {feature}, not text; cast it to Value('string') first")
 
 
-def _check_present(columns: Mapping[str, Any]) -> None:
+def check_edit_columns(columns: Collection[str]) -> None:
+    """Raise ColumnError unless all six text columns of an edit are there."""
     missing = [column for column in (*RAW, *PAIR) if column not in columns]
     if missing:
         raise ColumnError(

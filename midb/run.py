@@ -377,8 +377,10 @@ class Run:
         if asks and self.max_cost is not None:
             cost = self._most(asks, False)
             if cost > each.reserved + self.ceiling - self.spent - self.reserved:
-                self._leave_out(each)  # more than the task said that it would need; what it got is in the journal
-                return []
+                if not all(_remembered(self.task.generator, asks)):
+                    self._leave_out(each)  # more than the task set aside; what it got is in the journal
+                    return []
+                cost = each.reserved
             self.reserved += max(0.0, cost - each.reserved)
             each.reserved = max(cost, each.reserved)
         return self._begin(each, asks)

@@ -18,6 +18,9 @@ with 500, the second with 429 and `Retry-After: 0.2`, then answers for good (the
 GET `/fault/WORD` puts one on every request (`/fault/503-after-100` once so many were answered); `/heal` takes all faults
 away and lets hanging requests go; `/reset` zeroes the counts. `/stats` counts requests, `/asked` says how often each last
 message was [asked, answered in full].
+
+Counts are of chats only. What other paths say is `told`, JSON or a status by path; `/stats` has how often each was read.
+By default `/v1/models` lists one plain entry, as OpenAI does: it does not tell what is served, so the address counts.
 """
 
 import argparse
@@ -43,8 +46,10 @@ LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 class World:
     """What all connections share: counts, and whether the server is sick."""
 
-    def __init__(self, latency: float, slow_every: int, slow: float) -> None:
+    def __init__(self, latency: float, slow_every: int, slow: float, told: dict[str, Any] | None = None) -> None:
         self.latency, self.slow_every, self.slow = latency, slow_every, slow
+        plain = {"object": "list", "data": [{"id": "fake", "object": "model", "created": 1, "owned_by": "fake"}]}
+        self.told = {"/v1/models": plain} | (told or {})
         self.healed = asyncio.Event()
         self.fault = ""
         self.reset()
@@ -53,10 +58,11 @@ class World:
         self.asked: dict[str, list[int]] = {}
         self.requests = self.answered = self.connections = self.in_flight = self.max_in_flight = 0
         self.authorizations: set[str] = set()
+        self.read: dict[str, int] = {}
         self.last: dict[str, Any] = {}
 
     def stats(self) -> dict[str, Any]:
-        plain = ("requests", "answered", "connections", "in_flight", "max_in_flight", "last")
+        plain = ("requests", "answered", "connections", "in_flight", "max_in_flight", "last", "read")
         return {key: getattr(self, key) for key in plain} | {"authorizations": sorted(self.authorizations)}
 
     def fault_of(self, text: str, times: int) -> str:
@@ -164,8 +170,10 @@ class Connection(asyncio.Protocol):
         elif "/fault/" in path:
             world.fault = verb
             world.healed.clear()
-        elif verb == "models":
-            self.send(200, b'{"object": "list", "data": [{"id": "fake", "object": "model"}]}')
+        elif path in world.told:
+            world.read[path] = world.read.get(path, 0) + 1
+            told = world.told[path]
+            self.send(told if isinstance(told, int) else 200, json.dumps(told).encode())
             return
         known = verb in ("heal", "reset", "stats", "asked", "health") or "/fault/" in path
         self.send(200 if known else 404, json.dumps(world.asked if verb == "asked" else world.stats()).encode())
@@ -246,10 +254,19 @@ class FakeOpenAI:
         slow_every: Every so-many-th request is a straggler.
         slow: Seconds that a straggler takes.
         port: 0 takes a free one.
+        told: What paths other than chats say.
     """
 
-    def __init__(self, latency: float = 0.0, slow_every: int = 0, slow: float = 0.0, port: int = 0) -> None:
+    def __init__(
+        self,
+        latency: float = 0.0,
+        slow_every: int = 0,
+        slow: float = 0.0,
+        port: int = 0,
+        told: dict[str, Any] | None = None,
+    ) -> None:
         options = [str(port), "--latency", str(latency), "--slow-every", str(slow_every), "--slow", str(slow)]
+        options += ["--told", json.dumps(told or {})]
         self.command = [sys.executable, str(Path(__file__).resolve()), *options]
 
     def __enter__(self) -> "FakeOpenAI":
@@ -290,6 +307,7 @@ if __name__ == "__main__":
     parser.add_argument("--latency", type=float, default=0.0)
     parser.add_argument("--slow-every", type=int, default=0)
     parser.add_argument("--slow", type=float, default=0.0)
+    parser.add_argument("--told", type=json.loads, default={})
     options = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(options.port, World(options.latency, options.slow_every, options.slow)))
+        asyncio.run(serve(options.port, World(options.latency, options.slow_every, options.slow, options.told)))

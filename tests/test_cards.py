@@ -1,27 +1,26 @@
 """Cards: what they say, what they never say, and that no row can break one."""
 
 import ast
+import json
 import re
 from collections import Counter
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import yaml
-from datasets import Dataset, DatasetDict, enable_progress_bars
+from datasets import Dataset, DatasetDict, concatenate_datasets, enable_progress_bars
 from huggingface_hub import DatasetCard, ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from midb import Booster
 from midb.errors import ColumnError, MidbError
-from midb.generators import FunctionGenerator, OpenAIGenerator, Sampling, VLLMGenerator
 from midb.hub import adapter_card, dataset_card, eval_set_card, metric_card, push_dataset
-from midb.hub.cards import with_repo_id
 from midb.hub.facts import Share, named_splits, read_edits
-from midb.hub.picture import bar_heights, distance_figure, draw_distances, equal_bins
-from midb.hub.readme import BEGIN, END, as_section, body_of, merge, read_owned
+from midb.hub.picture import distance_figure, draw_distances, equal_bins
+from midb.hub.readme import BEGIN, END, as_section, earlier_folders, merge, read_kind
 from midb.judging.report import summarize
 from midb.judging.statistics import wilson
 from midb.schema import PAIR, RAW
@@ -58,7 +57,7 @@ def boosted(n=30, languages=("fr", "ar")):
 
 def tables(page):
     """The cells of each row of each pipe table, as a reader's renderer sees them."""
-    found, tokens = [], MARKDOWN.parse(body_of(page))
+    found, tokens = [], MARKDOWN.parse(str(page))
     for token in tokens:
         if token.type == "table_open":
             found.append([])
@@ -96,6 +95,11 @@ class Tags(HTMLParser):
     def handle_data(self, data):
         if self.inside:
             self.cells[-1] += data
+
+
+def body_of(card):
+    """What stands between our two lines, without the note."""
+    return card.text.split(BEGIN[:15], 1)[1].split("\n\n", 1)[1].split(END)[0]
 
 
 def headings(page):
@@ -142,15 +146,6 @@ def test_what_cannot_be_a_licence_is_refused():
     assert metadata(dataset_card(rows, license="other"))["license"] == "other"
 
 
-def test_where_no_guard_looked_the_card_speaks_of_none():
-    generator = FunctionGenerator(lambda messages: "", name="org/booster")
-    without = dataset_card(boosted(), booster=Booster(generator=generator, guards=())).text
-    assert re.findall("[^|\n]*guard[^|\n]*", without.split("## Languages")[0].split("## How")[0]) == []
-    assert "no guard looked at it" in without
-    assert "guard refused" not in without
-    assert "a guard refused" in dataset_card(boosted(), booster=Booster(generator=generator)).text
-
-
 def test_rows_that_state_no_language_are_told_of():
     text = dataset_card(edits([("fr", "a", "b"), ("ja", "a", "b"), ("", "a", "b")])).text
     assert "in French and Japanese; some rows state no language." in text
@@ -193,7 +188,7 @@ def test_the_table_counts_each_language():
 def test_the_distance_is_measured_and_a_column_that_tells_one_is_not_believed():
     rows = edits([("fr", "abc", "abcdef"), ("fr", "abc", "abcd")], edit_distance=[9999, 9999])
     [french] = read_edits(named_splits(rows)).languages
-    assert (french.mean_distance, french.median_distance, french.changed) == (2.0, 2.0, 2)
+    assert (french.mean_distance, french.median_distance, len(french.distances)) == (2.0, 2.0, 2)
 
 
 def test_the_median_of_an_even_number_is_between_the_middle_two():
@@ -221,7 +216,7 @@ def test_the_picture_has_one_chart_for_each_language_and_no_empty_one(count):
 
 def test_only_boosted_rows_count_for_the_distance():
     facts = read_edits(named_splits(boosted(20, ("fr",))))
-    assert facts.total.changed == facts.total.boosted == 14
+    assert len(facts.total.distances) == facts.total.boosted == 14
 
 
 def test_the_interval_is_the_one_of_the_judge():
@@ -244,28 +239,6 @@ def test_ten_rows_are_shown_spread_over_the_languages():
         ("train", "fr"): 2, ("test", "fr"): 4, ("train", "ar"): 4
     }  # fmt: skip
     assert len({(sample.split, sample.row) for sample in samples}) == 10
-
-
-def test_what_the_booster_is_told_and_how_it_samples_is_in_the_card_and_no_address_is():
-    sampling = Sampling(temperature=0.4, seed=7)
-    generator = OpenAIGenerator(
-        "org/booster", base_url="http://10.1.2.3:8000/v1", api_key="sk-secret", sampling=sampling,
-        extra_body={"user": "me@example.org"},
-    )  # fmt: skip
-    text = dataset_card(boosted(), booster=Booster(generator=generator, prompt="Make *it* <b>better</b>.")).text
-    assert "temperature 0.4" in text
-    assert "seed 7" in text
-    assert "Make &#42;it&#42; &#60;b&#62;better" in text
-    assert "lost_url" in text
-    assert not re.search("10.1.2.3|sk-secret|me@example", text)
-
-
-def test_a_booster_that_did_not_make_the_rows_is_refused():
-    other = Booster(generator=FunctionGenerator(str, name="another"))
-    with pytest.raises(ValueError, match="say that they were boosted by org/booster, and booster= asks another; give"):
-        dataset_card(boosted(), booster=other)
-    with pytest.raises(ValueError, match="boosted by nobody"):
-        dataset_card(edits([("fr", "a", "b")]), booster=other)
 
 
 def test_boosted_rows_of_the_published_files_are_not_called_the_published_files():
@@ -321,8 +294,9 @@ def test_rows_that_are_spread_evenly_are_drawn_flat(longest):
     [french] = read_edits(named_splits(rows)).languages
     edges = equal_bins(french.distances)
     assert len(set(np.diff(edges))) == 1
-    heights = bar_heights(french.distances, edges)
-    assert heights.sum() == 3 * longest
+    [axes] = distance_figure(read_edits(named_splits(rows))).axes
+    heights = [bar.get_height() for bar in axes.patches]
+    assert sum(heights) == 3 * longest
     assert set(heights[:-1]) == {3 * int(edges[1])}  # and the last holds what is left
 
 
@@ -341,10 +315,10 @@ def test_a_template_of_ones_own_takes_the_place_and_is_as_safe(tmp_path):
     own.write_text("We have {{ facts.rows }} rows.\n\n{{ facts.samples[0].after.response }}\n")
     text = dataset_card(edits([("fr", "a", "# Title\n\n<script>alert(1)</script> | x")]), template=own).text
     assert "We have 1 rows." in text
-    assert headings(body_of(text)) == ["Revised instructions in French"]
+    assert headings(text) == ["Revised instructions in French"]
     assert "<script>" not in text
     for line in ("- a", "+ a", "1. a", "    code", "===", "---"):
-        said = body_of(dataset_card(edits([("fr", "a", line)]), template=own).text).split("\n\n", 1)[1]
+        said = body_of(dataset_card(edits([("fr", "a", line)]), template=own)).split("\n\n", 1)[1]
         assert {token.type for token in MARKDOWN.parse(said)} == {"paragraph_open", "inline", "paragraph_close"}
     own.write_text("{{ facts.nothing }}")
     with pytest.raises(
@@ -378,18 +352,6 @@ def test_the_lines_that_load_it_are_python_whatever_it_is_called(tmp_path):
         dataset_card(boosted(), repo_id='a/b")\n```')
 
 
-def test_what_vllm_made_is_told_as_of_any_model_on_this_machine(tmp_path, monkeypatch):
-    (tmp_path / "vllm.py").touch()  # it is looked for, and a card loads no engine
-    monkeypatch.syspath_prepend(tmp_path)
-    generator = VLLMGenerator("org/base", adapter=str(adapter(tmp_path)), revision="a" * 40)
-    rows = boosted().remove_columns("boosted_by").add_column("boosted_by", [generator.name] * 30)
-    text = dataset_card(rows, booster=Booster(generator=generator)).text
-    assert "| model | `org/base` |" in text
-    assert f"| its commit | `{'a' * 40}` |" in text
-    assert "| adapter | `adapter` |" in text
-    assert "temperature 0.0" in text
-
-
 # --- what a judge made of it -----------------------------------------------------------------------------------------
 
 
@@ -414,7 +376,8 @@ def test_the_figures_of_a_judge_are_in_the_text_and_of_an_adapter_in_the_model_i
     assert whole["dataset"] == {"name": "boosted against raw", "type": "org/rows"}
     assert [result["dataset"]["config"] for result in languages] == ["ar", "fr"]
     assert index["name"] == "name"  # a place that is not known yet
-    assert metadata(with_repo_id(card, "me/my_booster"))["model-index"][0]["name"] == "my_booster"
+    placed = adapter_card(tmp_path / "adapter", report=report, repo_id="me/my_booster")
+    assert metadata(placed)["model-index"][0]["name"] == "my_booster"
     unnamed = metadata(adapter_card(tmp_path / "adapter", report=report))["model-index"][0]["results"][0]["dataset"][
         "type"
     ]
@@ -441,32 +404,49 @@ def test_a_judge_that_cannot_be_believed_gives_no_figure(tmp_path):
 
 def test_a_new_report_replaces_the_last_and_leaves_others_results(tmp_path):
     folder = adapter(tmp_path)
-    first = str(merge(None, adapter_card(folder, report=judged()), "adapter"))
+    first = str(merge(None, adapter_card(folder, report=judged())))
     other = {"task": {"type": "x"}, "dataset": {"type": "y", "name": "z"}, "metrics": [{"type": "bleu", "value": 1}]}
     head = yaml.safe_load(first.split("---\n")[1])
     head["model-index"][0]["results"].append(other)
     theirs = f"---\n{yaml.safe_dump(head)}---\n" + first.split("---\n", 2)[2]
-    again = metadata(merge(theirs, adapter_card(folder, report=judged(90)), "adapter"))["model-index"]
+    again = metadata(merge(theirs, adapter_card(folder, report=judged(90))))["model-index"]
     kinds = [metric["type"] for model in again for result in model["results"] for metric in result["metrics"]]
     assert sorted(kinds) == ["bleu", "midb_win_score", "midb_win_score", "midb_win_score"]
-    kept = metadata(merge(theirs, adapter_card(folder), "adapter"))["model-index"]  # the judge read other weights' work
+    kept = metadata(merge(theirs, adapter_card(folder)))["model-index"]  # the judge read other weights' work
     assert kept == [{"name": head["model-index"][0]["name"], "results": [other]}]
-    assert "model-index" not in metadata(merge(first, adapter_card(folder), "adapter"))
+    assert "model-index" not in metadata(merge(first, adapter_card(folder)))
 
 
 def test_what_an_earlier_push_said_of_its_training_goes_when_this_one_does_not_say_it(tmp_path):
     folder = adapter(tmp_path)
-    first = merge(None, adapter_card(folder, datasets=["org/rows"], license="mit"), "adapter")
-    again = merge(str(first), adapter_card(folder), "adapter")
+    first = merge(None, adapter_card(folder, datasets=["org/rows"], license="mit"))
+    again = merge(str(first), adapter_card(folder))
     assert "datasets" not in metadata(again)
     assert metadata(again)["license"] == "mit"
-    by_hand = str(again).replace("license: mit", "license: mit\ndatasets:\n- mine/rows\nlanguage: fr")
-    kept = metadata(merge(by_hand, adapter_card(folder), "adapter"))
-    assert (kept["datasets"], kept["language"]) == (["mine/rows"], "fr")
-    spoken = str(merge(None, dataset_card(CALM), "dataset", ("all", "fr")))
-    assert read_owned(spoken).configs == ("all", "fr")
+    by_hand = str(again).replace("license: mit", "license: mit\npretty_name: Mine\nlanguage: fr")
+    kept = metadata(merge(by_hand, adapter_card(folder)))
+    assert (kept["pretty_name"], kept["language"]) == ("Mine", "fr")
+    first_by_hand = "---\ndatasets:\n- mine/rows\n---\n# By hand\n"
+    assert metadata(merge(first_by_hand, adapter_card(folder)))["datasets"] == ["mine/rows"]
+
+
+def test_the_languages_of_an_earlier_push_go_with_its_configurations():
+    spoken = pushed_card(CALM, "fr")
+    assert earlier_folders(str(spoken), dataset_card(CALM)) == {"fr"}
     silent = dataset_card(CALM.remove_columns("language"))
-    assert "language" not in metadata(merge(spoken, silent, "dataset", ("all",)))
+    assert "language" not in metadata(merge(str(spoken), silent))
+
+
+def pushed_card(rows, *languages, default="all"):
+    """The card of rows with the configurations that a push writes."""
+    card = dataset_card(rows)
+    files = {"all": [f"{each}/train-*" for each in languages], **{each: [f"{each}/train-*"] for each in languages}}
+    card.data["configs"] = [
+        {"config_name": name, "data_files": [{"split": "train", "path": path}]}
+        | ({"default": True} if name == default else {})
+        for name, path in files.items()
+    ]
+    return card
 
 
 def test_the_names_in_a_report_break_nothing():
@@ -575,14 +555,14 @@ def test_arabic_texts_find_their_own_direction():
 
 
 def test_what_people_write_around_our_lines_stays_byte_for_byte():
-    first = str(merge(None, dataset_card(boosted()), "dataset", ("all", "fr")))
+    first = str(merge(None, dataset_card(boosted())))
     edited = first.replace("<!-- midb:begin", "# Mine  \n\nHello |\t`x`\n\n<!-- midb:begin").replace(
         f"{END}\n", f"{END}\n\n## Thanks\n\n  to all  \n"
     )
     edited = edited.replace("tags:\n", "pretty_name: Mine\nextra:\n  deep: [1, 2]\ntags:\n- own\n")
     edited = edited.replace("task_categories:\n", "task_categories:\n- summarization\n")
-    second = str(merge(edited, dataset_card(boosted(50)), "dataset", ("all", "fr")))
-    assert "# Mine  \n\nHello |\t`x`\n\n<!-- midb:begin dataset all fr +language =50:ar,fr -->" in second
+    second = str(merge(edited, dataset_card(boosted(50))))
+    assert "# Mine  \n\nHello |\t`x`\n\n<!-- midb:begin dataset -->" in second
     assert second.endswith(f"{END}\n\n## Thanks\n\n  to all  \n")
     assert "50 rows of instruction data" in second
     assert "30 rows of instruction data" not in second
@@ -590,12 +570,12 @@ def test_what_people_write_around_our_lines_stays_byte_for_byte():
     assert (head["pretty_name"], head["extra"]) == ("Mine", {"deep": [1, 2]})
     assert head["tags"] == ["own", "midb", "instruction-tuning", "synthetic"]
     assert head["task_categories"] == ["summarization", "text-generation"]
-    assert str(merge(second, dataset_card(boosted(50)), "dataset", ("all", "fr"))) == second
+    assert str(merge(second, dataset_card(boosted(50)))) == second
 
 
 def test_the_title_is_ours_too_and_says_what_is_there_now():
-    first = str(merge(None, dataset_card(boosted()), "dataset"))
-    second = str(merge(first, dataset_card(edits([("ja", "a", "b")])), "dataset"))
+    first = str(merge(None, dataset_card(boosted())))
+    second = str(merge(first, dataset_card(edits([("ja", "a", "b")]))))
     assert headings(second.split("---\n", 2)[2])[0] == "Revised instructions in Japanese"
     assert "in Arabic and French" not in second
 
@@ -606,79 +586,63 @@ def test_a_readme_without_our_lines_keeps_all_of_it_and_gets_ours_at_its_end():
         "---\nlicense: mit\n---\n# By hand\n\ntext\n",
         "\ufeff---\nlicense: mit\n---\r\n# By hand\r\n\r\ntext",
     ):
-        merged = str(merge(theirs, dataset_card(boosted()), "dataset"))
-        assert merged.index("# By hand") < merged.index("<!-- midb:begin dataset +language =30:ar,fr -->")
+        merged = str(merge(theirs, dataset_card(boosted())))
+        assert merged.index("# By hand") < merged.index("<!-- midb:begin dataset -->")
         assert ("license: mit" in merged) == ("license" in theirs)
-        assert read_owned(merged).kind == "dataset"
+        assert read_kind(merged) == "dataset"
 
 
 def test_windows_line_ends_stay_windows():
-    theirs = str(merge(None, dataset_card(boosted()), "dataset")).replace("\n", "\r\n")
-    merged = str(merge(theirs, dataset_card(boosted(50)), "dataset"))
+    theirs = str(merge(None, dataset_card(boosted()))).replace("\n", "\r\n")
+    merged = str(merge(theirs, dataset_card(boosted(50))))
     assert "\n" not in merged.replace("\r\n", "")
-    assert read_owned(merged).is_ours
+    assert read_kind(merged) == "dataset"
 
 
 def test_a_value_that_this_push_does_not_state_stays():
-    theirs = str(merge(None, dataset_card(boosted(), license="mit"), "dataset"))
-    assert "license: mit" in str(merge(theirs, dataset_card(boosted()), "dataset"))
-    assert "license: gpl" in str(merge(theirs, dataset_card(boosted(), license="gpl"), "dataset"))
+    theirs = str(merge(None, dataset_card(boosted(), license="mit")))
+    assert "license: mit" in str(merge(theirs, dataset_card(boosted())))
+    assert "license: gpl" in str(merge(theirs, dataset_card(boosted(), license="gpl")))
 
 
 def test_broken_lines_or_metadata_are_told_and_nothing_is_guessed():
     card = dataset_card(boosted())
     for theirs in (BEGIN, END, f"{END}\n{BEGIN}", f"{BEGIN}\n{END}\n{BEGIN}\n{END}"):
-        with pytest.raises(MidbError, match="mend it on the Hub first"):
-            merge(theirs, card, "dataset")
+        with pytest.raises(MidbError, match="correct it on the Hub first"):
+            merge(theirs, card)
     for theirs in ("---\n[1, 2]\n---\n", "---\na: b: c\n---\n"):
         with pytest.raises(MidbError, match=r"metadata of its README.md cannot be read"):
-            merge(theirs, card, "dataset")
+            merge(theirs, card)
     theirs = "---\nconfigs:\n- config_name: fr\n  data_files: mine.csv\n---\n"
     card.data["configs"] = [{"config_name": "fr", "data_files": "fr/*"}]
     with pytest.raises(MidbError, match="has the configurations fr, which midb did not write"):
-        merge(theirs, card, "dataset", ("fr",))
+        merge(theirs, card)
 
 
 def test_configurations_that_are_ours_are_replaced_and_others_stay():
-    theirs = (
-        "---\nconfigs:\n- config_name: mine\n  data_files: mine.csv\n- config_name: fr\n  data_files: fr/*\n"
-        "- config_name: de\n  data_files: de/*\n---\n" + as_section("x", "dataset", ("fr", "de"))
-    )
-    card = dataset_card(boosted())
-    card.data["configs"] = [{"config_name": "fr", "data_files": "fr/train-*"}]
-    head = metadata(merge(theirs, card, "dataset", ("fr",)))
-    assert head["configs"] == [
-        {"config_name": "fr", "data_files": "fr/train-*"},
-        {"config_name": "mine", "data_files": "mine.csv"},
-    ]
+    mine = {"config_name": "mine", "data_files": [{"split": "train", "path": "mine/train-*"}]}
+    theirs = pushed_card(boosted(), "fr", "de")
+    theirs.data["configs"].append(mine)  # as `push_to_hub(repo, "mine")` writes it
+    card = pushed_card(boosted(), "fr")
+    assert metadata(merge(str(theirs), card))["configs"] == [*card.data["configs"], mine]
+    assert earlier_folders(str(theirs), card) == {"fr", "de"}
 
 
 def test_languages_that_people_added_and_the_configuration_that_they_chose_stay():
-    def card(languages, default="all"):
-        made = dataset_card(boosted(30, languages))
-        names = ["all", *languages]
-        made.data["configs"] = [
-            {"config_name": name, "data_files": f"{name}/*"} | ({"default": True} if name == default else {})
-            for name in names
-        ]
-        return made, ("all", *languages)
-
-    first = str(merge(None, card(("fr", "ar"))[0], "dataset", ("all", "fr", "ar")))
+    first = str(pushed_card(boosted(), "fr", "ar"))
     edited = first.replace("language:\n- ar\n", "language:\n- en\n- ar\n").replace("  default: true\n", "", 1)
     edited = edited.replace("- config_name: fr\n", "- config_name: fr\n  default: true\n")
-    made, configs = card(("fr", "ja"))
-    second = str(merge(edited, made, "dataset", configs))
+    second = str(merge(edited, pushed_card(boosted(30, ("fr", "ja")), "fr", "ja")))
     head = yaml.safe_load(second.split("---\n")[1])
     assert head["language"] == ["fr", "ja", "en"]
     assert [each["config_name"] for each in head["configs"] if each.get("default")] == ["fr"]
-    made, configs = card(("ja", "it"))
-    head = metadata(merge(second, made, "dataset", configs))
+    head = metadata(merge(second, pushed_card(boosted(30, ("ja", "it")), "ja", "it")))
     assert head["language"] == ["it", "ja", "en"]
     assert [each["config_name"] for each in head["configs"] if each.get("default")] == ["all"]
 
 
 CALM = edits([("fr", "a", "b")])
-OURS = DatasetCard(f"---\nlanguage: fr\n---\n\n{as_section('new')}\n")
+OURS = DatasetCard(f"---\nlanguage: fr\n---\n\n{as_section('new', 'dataset')}\n")
 THEIRS = st.one_of(
     st.text(max_size=200),
     st.lists(st.sampled_from([*HOSTILE, "---\n", "license: mit\n---\n", "\ufeff", "<!-- midb", "\\1"]), max_size=4).map(
@@ -691,8 +655,8 @@ THEIRS = st.one_of(
 @given(THEIRS, THEIRS)
 def test_whatever_people_write_is_there_after_a_push(above, below):
     theirs = f"---\nlicense: mit\n---\n{above}\n{as_section('old')}\n{below}"
-    merged = str(merge(theirs, OURS, "dataset"))
-    assert merged.split("\n---\n", 1)[1].startswith(f"{above}\n<!-- midb:begin dataset +language -->")
+    merged = str(merge(theirs, OURS))
+    assert merged.split("\n---\n", 1)[1].startswith(f"{above}\n<!-- midb:begin dataset -->")
     assert merged.endswith(f"{END}\n{below}")
 
 
@@ -704,22 +668,20 @@ def test_the_cards_of_the_published_sets_tell_what_was_lost(shared):
     from midb import release
 
     bench = eval_set_card(release.load_mt_bench(shared / "data/midb"))
-    assert metadata(bench)["multilinguality"] == ["translation"]
+    assert "machine translations of the 80 English questions" in bench.text  # the rows' own information says so
     assert metadata(bench)["license"] == "apache-2.0"  # what the published repository says, though nobody said it here
-    assert "The English questions that were translated have terms of their own" in bench.text
+    assert "the originals have terms of their own" in bench.text
     assert len(metadata(bench)["language"]) == 16
     assert "74 questions are in all 16 languages, and 70 of them are without a defect in each" in bench.text
     assert "| Thai | 77 | 75 | 3 (lost 2, split 1) | 0 | 90, 98, 131 |" in bench.text
     alpaca = eval_set_card(release.load_alpaca_eval(shared / "data/midb"))
     assert "797 questions are in all 16 languages" in alpaca.text
-    assert "mt-bench" not in metadata(alpaca)["tags"]
-    assert "alpaca-eval" in metadata(alpaca)["tags"]
+    assert "machine translations of the 805 English instructions" in alpaca.text
 
 
 def test_a_set_of_ones_own_is_not_called_a_translation():
     own = Dataset.from_dict({"id": [1, 2], "language": ["fr", "fr"], "turns": [["a", "b"], ["c"]]})
     card = eval_set_card(own)
-    assert "multilinguality" not in metadata(card)
     assert "ranslated by machine" not in card.text
     with pytest.raises(ColumnError, match="an evaluation set has an id and turns"):
         eval_set_card(boosted())
@@ -740,22 +702,6 @@ def test_a_card_speaks_of_defects_repairs_and_common_questions_only_where_they_a
     assert "midb mended" not in eval_set_card(Dataset.from_dict(own | {"repair": ["", "x"]})).text
 
 
-@pytest.mark.shared
-def test_a_published_set_is_told_by_its_texts_and_not_by_its_columns(shared):
-    from midb import release
-
-    some = release.load_mt_bench(shared / "data/midb", ["th", "ar"])
-    shuffled = some.shuffle(seed=1).remove_columns(["defect", "repair", "category"])
-    assert metadata(eval_set_card(shuffled))["multilinguality"] == ["translation"]
-    own = some.map(lambda row: {"turns": ["My own question?"]})
-    assert "ranslated by machine" not in eval_set_card(own).text
-    one_changed = some.map(
-        lambda row, at: {"turns": row["turns"][::-1] if at == 3 else row["turns"]}, with_indices=True
-    )
-    assert "MIDB's published" not in eval_set_card(one_changed).text
-    assert "MIDB's published" not in eval_set_card(some.select(range(40))).text
-
-
 def test_hostile_questions_break_nothing():
     rows = {"id": ["|", "\n# x"], "language": ["fr", "fr"], "turns": [HOSTILE, HOSTILE], "category": ["a|b", "<b>"]}
     card = eval_set_card(Dataset.from_dict(rows))
@@ -768,10 +714,10 @@ def test_hostile_questions_break_nothing():
 
 def test_the_looks_of_a_space_are_ours_at_first_and_then_theirs():
     made_by_the_hub = "---\ntitle: x\nemoji: 🌖\ncolorFrom: red\nsdk: gradio\nsdk_version: 1.0.0\n---\nCheck out ...\n"
-    first = merge(made_by_the_hub, metric_card("pairwise_judge"), "metric")
+    first = merge(made_by_the_hub, metric_card("pairwise_judge"))
     assert (first.data["title"], first.data["emoji"]) == ("Pairwise judge", "⚖️")
     edited = str(first).replace("emoji: ⚖️", "emoji: 🦊").replace("sdk_version: ", "sdk_version: 0.")
-    second = merge(edited, metric_card("pairwise_judge"), "metric")
+    second = merge(edited, metric_card("pairwise_judge"))
     assert (second.data["title"], second.data["emoji"]) == ("Pairwise judge", "🦊")
     assert second.data["sdk_version"] == first.data["sdk_version"]
 
@@ -832,11 +778,134 @@ def test_a_column_of_the_callers_own_is_told_no_meaning():
     assert "second turn" not in dataset_card(rows, repo_id="a/b").content
 
 
-def test_a_guard_that_is_an_object_is_told_by_its_kind():
-    class AtMost:
-        def __call__(self, raw, new, language, completion):
-            return None
+# --- how the rows were made ------------------------------------------------------------------------------------------
 
-    name = boosted()["boosted_by"][0]
-    booster = Booster(generator=FunctionGenerator(lambda messages: "", name=name), guards=(AtMost(),))
-    assert "`AtMost`" in dataset_card(boosted(), booster=booster).text
+SETTINGS = {
+    "midb": "0.1.0", "prompt": "Make *it* <b>better</b>.", "tags": ["[I]", "[C]", "[O]"], "fields": "response", "parity": False,
+    "language": None, "guards": ["midb.guards.lost_code", "midb.guards.lost_url"],
+    "sampling": {"temperature": 0.4, "top_p": 1.0, "max_tokens": 512, "seed": 7, "stop": None},
+    "generator": {"engine": "openai", "model": "org/base", "adapter": "org/booster", "adapter_hash": "ab12", "extra_body": ["user"]},
+}  # fmt: skip
+
+
+def made(rows, settings=SETTINGS, identity="0123456789abcdef", name="org/booster"):
+    """Rows of one run, with what a booster says of how it made them."""
+    said = settings if isinstance(settings, str) else json.dumps(settings, sort_keys=True)
+    new = {"boosted_by": name, "boost_identity": identity, "boost_settings": said}
+    rows = rows.remove_columns([each for each in new if each in rows.column_names])
+    for column, value in new.items():
+        rows = rows.add_column(column, [value] * len(rows))
+    return rows
+
+
+def run_tables(card):
+    """The two-column tables below "How the rows were made", without their heads and as a reader sees them."""
+    section = Tags(MARKDOWN.render(card.text.split("## How the rows were made")[1].split("## Languages")[0]))
+    pairs = list(zip(section.cells[::2], section.cells[1::2], strict=True))
+    starts = [at for at, (name, _) in enumerate(pairs) if name == "rows"]
+    return [dict(pairs[start:end]) for start, end in pairwise([*starts, None])]
+
+
+def test_the_card_reads_from_the_rows_how_they_were_made():
+    card = dataset_card(made(boosted()))
+    [run] = run_tables(card)
+    assert run["rows"] == "30"
+    assert "org/booster" in run["boosted by"]
+    assert run["boost_identity"] == "0123456789abcdef"
+    assert [run[name] for name in ("engine", "model", "adapter", "adapter hash")] == [
+        "openai",
+        "org/base",
+        "org/booster",
+        "ab12",
+    ]
+    assert run["sampling"] == "max_tokens 512, seed 7, temperature 0.4, top_p 1.0"
+    assert run["guards"] == "lost_code, lost_url"
+    assert run["fields that may change"] == "response"
+    assert run["midb's version"] == "0.1.0"
+    assert run["further request fields"] == "user"
+    assert run["tags"] == "[I], [C], [O]"
+    assert "Make &#42;it&#42; &#60;b&#62;better" in card.text
+
+
+def test_the_settings_of_two_runs_are_counted_apart_and_never_mixed():
+    warm = SETTINGS | {"sampling": {"temperature": 0.9}, "prompt": "Another prompt."}
+    both = concatenate_datasets([made(boosted(20)), made(boosted(10), warm, "fedcba9876543210")])
+    card = dataset_card(both)
+    assert "The rows come from 2 runs with different settings" in card.text
+    first, second = run_tables(card)
+    assert (first["rows"], "temperature 0.4" in first["sampling"]) == ("20", True)
+    assert (second["rows"], second["sampling"]) == ("10", "temperature 0.9")
+    assert card.text.index("Make &#42;it") < card.text.index("| run 2") < card.text.index("Another prompt.")
+    same_words = concatenate_datasets([made(boosted(20)), made(boosted(10), identity="f" * 16)])  # other weights
+    assert [run["rows"] for run in run_tables(dataset_card(same_words))] == ["20", "10"]
+
+
+def test_rows_without_settings_say_only_who_was_asked():
+    [run] = run_tables(dataset_card(boosted()))
+    assert run == {"rows": "30", "boosted by": "org/booster", "settings": "these rows do not state their settings"}
+    older = concatenate_datasets([made(boosted(20)), made(boosted(10), "", "")])
+    assert [run["rows"] for run in run_tables(dataset_card(older))] == ["20", "10"]
+    assert run_tables(dataset_card(edits([("fr", "a", "b")]))) == []
+    some = concatenate_datasets([made(boosted(20)), made(boosted(10), "", "", "")])
+    assert run_tables(dataset_card(some))[1] == {"rows": "10", "settings": "these rows do not state their settings"}
+    unknown = dataset_card(boosted().remove_columns("boosted_by")).text
+    assert "The rows do not say which model made them, nor how." in unknown
+
+
+def test_where_no_guard_looked_the_card_speaks_of_none():
+    without = dataset_card(made(boosted(), SETTINGS | {"guards": []})).text
+    assert "no guard looked at it" in without
+    assert "guard refused" not in without
+    assert "a guard refused" in dataset_card(made(boosted())).text
+    mixed = concatenate_datasets([made(boosted(), SETTINGS | {"guards": []}), made(boosted())])
+    assert "a guard refused" in dataset_card(mixed).text
+
+
+def test_rows_that_the_budget_left_out_are_no_answers():
+    rows = edits(
+        [("fr", "a", "b"), ("fr", "a", "a"), ("fr", "a", "a")],
+        boost_status=["boosted", "not_run", "failed"],
+        boost_reason=["", "budget: 0.01 spent", "timeout: 60 s"],
+    )
+    facts = read_edits(named_splits(rows)).total
+    assert facts.failed == {"budget": 1, "timeout": 1}
+    assert facts.boosted_share == Share(1, 1)
+    assert "the budget ended the run before the row" in dataset_card(rows).text
+
+
+NASTY = "</code></td>|`x`\n---\nlicense: mit\n---\n# no\n<!-- midb:end --><script>alert(1)</script>\ud800"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "no JSON", "[1, 2]", '"text"', "null", "7", "{", "9" * 5000, "[" * 5000, '{"a":' * 3000, "x" * 100_000, '{"prompt": "' + "p" * 19_000 + '"}',
+        json.dumps({"prompt": [1], "tags": 7, "fields": {"a": [None]}, "guards": "x", "sampling": [], "generator": 3, "parity": "y"}),
+        json.dumps({NASTY: NASTY, "prompt": NASTY, "guards": [NASTY, 1, None], "sampling": {NASTY: NASTY}, "generator": {NASTY: [NASTY]}}),
+        json.dumps({f"key {at}": at for at in range(500)}), '{"sampling": {"temperature": NaN, "seed": Infinity}}', '{"midb": "\\ud800"}',
+    ],
+    ids=range(16),
+)  # fmt: skip
+def test_no_boost_settings_break_a_card(said):
+    rows = made(boosted(10, ("fr",)), said, identity=NASTY[:-1], name=NASTY[:-1])
+    page = str(dataset_card(rows))
+    page.encode()
+    assert len(page) < 40_000
+    assert page.count(START) == page.count(END) == 1
+    assert page.split("\n---\n")[0] == str(dataset_card(boosted(10, ("fr",)))).split("\n---\n")[0]
+    body = page.split("\n---\n", 1)[1]
+    assert not any(each == "no" for each in headings(body))
+    for table in tables(body):
+        assert len({len(row) for row in table}) == 1
+    assert set(Tags(MARKDOWN.render(body)).opened) <= SAFE
+
+
+def test_columns_of_another_kind_and_a_row_each_of_its_own_settings_break_no_card():
+    rows = boosted(10, ("fr",)).remove_columns("boosted_by")
+    rows = rows.add_column("boost_settings", [{"a": 1}] * 10).add_column("boosted_by", list(range(10)))
+    assert [run["boosted by"] for run in run_tables(dataset_card(rows))] == [str(at) for at in range(8)]
+    many = made(edits([("fr", "a", "b")] * 1500)).remove_columns("boost_settings")
+    many = many.add_column("boost_settings", [json.dumps({"seed": at}) for at in range(1500)])
+    text = dataset_card(many).text
+    assert "1,000 runs with different settings; 500 further rows have other settings again" in text
+    assert "992 further runs with 992 rows not described here" in text

@@ -45,7 +45,7 @@ def test_a_dry_run_prints_every_call_and_sends_none(server, tmp_path):  # noqa: 
 def test_a_spent_budget_is_said_by_the_exit_code_and_the_same_command_goes_on(server, tmp_path):  # noqa: F811
     out, said = run(server, tmp_path, "--controls", 0, "--price", "1,1", "--max-cost", "0.0000001")
     assert said.exit_code == 3
-    assert "0 rows failed and 5 were not run" in said.output
+    assert "5 of 5 rows were not asked; the same command with a higher --max-cost goes on from here" in said.output
     assert {row["status_ab"] for row in read(out)} == {"not_run"}
     assert run(server, tmp_path, "--controls", 0)[1].exit_code == 0
     assert {row["status_ab"] for row in read(out)} == {"ok"}
@@ -88,7 +88,7 @@ def test_a_report_is_written_from_the_verdicts_alone(server, tmp_path):  # noqa:
         (("--price", "cheap"), "'cheap' is not two numbers"),
         (("--max-cost", "1"), "--max-cost needs --price"),
         (("--on", "nr"), "lacks an id in 'nr'"),
-        (("--out", "verdicts.csv"), "csv cannot hold the controls"),
+        (("--out", "verdicts.csv"), "csv cannot hold the columns"),
     ],
 )
 def test_wrong_usage_is_told_before_anything_is_sent(server, tmp_path, options, says):  # noqa: F811

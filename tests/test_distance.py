@@ -186,6 +186,46 @@ def test_filter_keeps_the_k_farthest_of_each_language_in_order(rows, k):
         assert all((d, -at) < (e, -before) for d, at in dropped for e, before in stay)
 
 
+STATUSES = ["boosted", "rejected", None, "failed", "boosted", "unchanged", "not_run", "boosted"]
+
+
+def said(capsys):
+    """What was printed, less the progress bars."""
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]
+
+
+def test_only_edits_that_stand_are_ranked_and_the_others_are_counted_on_stderr(capsys):
+    boosted = far(1, 90, 5, 80, 3, 0, 70, 2, language=["fr"] * 8, boost_status=STATUSES, id=list(range(8)))
+    assert list(filter_by_edit_distance(boosted, 2)["id"]) == [2, 4]  # a row without a status is an expert's edit
+    assert said(capsys) == ["left out by boost_status: 1 failed, 1 not_run, 1 rejected, 1 unchanged"]
+    assert list(filter_by_edit_distance(boosted, 0.5)["id"]) == [2, 4]  # half of the four that stand
+    assert list(filter_by_edit_distance(boosted, 1.0)["id"]) == [0, 2, 4, 7]
+    capsys.readouterr()
+    for statuses, kept in ((("boosted", "unchanged"), [0, 2, 4, 5, 7]), ("rejected", [1, 2]), ((), [2])):
+        assert list(filter_by_edit_distance(boosted, 99, statuses=statuses)["id"]) == kept
+    capsys.readouterr()
+    assert len(filter_by_edit_distance(boosted.remove_columns("boost_status"), 99)) == 8
+    assert len(filter_by_edit_distance(boosted.select([0, 2, 4]), 99)) == 3
+    assert said(capsys) == []  # where nothing is left out there is nothing to say
+
+
+def test_a_language_in_which_no_edit_stands_and_every_split_are_counted(capsys):
+    boosted = far(1, 2, 3, language=["fr", "ja", "ja"], boost_status=["boosted", "failed", "rejected"])
+    kept = filter_by_edit_distance(DatasetDict(train=boosted, test=boosted.select([1])), 0.5)
+    assert {name: list(split["language"]) for name, split in kept.items()} == {"train": ["fr"], "test": []}
+    assert kept["test"].features == kept["train"].features
+    assert said(capsys) == ["left out by boost_status: 1 failed, 1 rejected", "left out by boost_status: 1 failed"]
+
+
+def test_a_status_that_nobody_writes_cannot_command_the_terminal(capsys):
+    odd = far(1, 2, language=["fr"] * 2, boost_status=["boosted", "\x1b[31m\nred"])
+    assert len(filter_by_edit_distance(odd, 9)) == 1
+    assert said(capsys) == [r"left out by boost_status: 1 '\x1b[31m\nred'"]
+    many = far(1, language=["fr"]).add_column("boost_status", [["boosted"]], feature=List(Value("string")))
+    with pytest.raises(ColumnError, match="'boost_status' is List"):
+        filter_by_edit_distance(many, 9)
+
+
 def test_of_equal_edits_the_earlier_stays():
     kept = filter_by_edit_distance(far(3, 5, 3, 3, language=["fr"] * 4, id=[0, 1, 2, 3]), 2)
     assert list(kept["id"]) == [0, 1]
@@ -237,6 +277,8 @@ def test_pooled_languages_are_warned_about():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         filter_by_edit_distance(ds, 1)
+        left = far(1, 2, 3, language=["ja", "fr", "ja"], boost_status=["boosted", "failed", "boosted"])
+        filter_by_edit_distance(left, 1, by=None)  # of the edits that stand all are Japanese
 
 
 def test_every_split_is_filtered_by_itself():

@@ -7,25 +7,21 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import hub_process
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 from hub_process import at_hub
-from huggingface_hub import DatasetCard, HfApi, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
-from test_cards import START, boosted, edits
+from test_cards import START, boosted, edits, judged, made, run_tables
 from test_transformers import make_adapter, make_model
 
 from midb import Booster
 from midb.errors import ColumnError, MidbError
 from midb.generators import Sampling
 from midb.hub import (
-    adapter_card,
-    dataset_card,
-    eval_set_card,
     push_adapter,
     push_dataset,
     push_eval_set,
@@ -163,7 +159,7 @@ def test_pushing_the_same_again_changes_nothing():
 
 @at_hub
 def test_pushing_again_updates_and_keeps_what_people_wrote(tmp_path):
-    push_dataset(boosted(30, ("fr", "ar")), "tester/again", card=dataset_card(boosted(30), license="mit"))
+    push_dataset(boosted(30, ("fr", "ar")), "tester/again", license="mit")
     api = HfApi()
     edited = readme("tester/again").replace("tags:\n", "pretty_name: Ours\ntags:\n- own\n") + "\n## Thanks\n\nto all\n"
     edited = edited.replace("configs:\n", "configs:\n- config_name: extra\n  data_files: extra.parquet\n")
@@ -222,7 +218,7 @@ def test_a_proposal_to_a_branch_that_is_not_there_is_refused_before_anything_is_
     assert ("dataset", "tester/nothing") not in hub_process.hub.repos
     push_dataset(boosted(), "tester/something")
     with pytest.raises(
-        MidbError, match="tester/something has no branch v2, so that nothing can be proposed for it; leave"
+        MidbError, match="tester/something has no v2; give a branch or an open pull request that is there, leave out"
     ):
         push_dataset(boosted(), "tester/something", revision="v2", create_pr=True)
 
@@ -272,8 +268,6 @@ def test_private_is_private_and_a_public_repository_is_not_taken_for_one():
 @at_hub
 def test_a_name_alone_is_in_ones_own_namespace():
     assert push_dataset(boosted(), "short").repo_id == "tester/short"
-    assert 'load_dataset("tester/short"' in readme("tester/short")
-    push_dataset(boosted(), "short", card=dataset_card(boosted(), repo_id="short"))
     assert 'load_dataset("tester/short"' in readme("tester/short")
 
 
@@ -393,7 +387,9 @@ def test_what_a_person_writes_during_a_push_is_not_lost():
             hub_process.hub.commit(repo, "main", "by hand", files)
 
     hub_process.hub.fail = write
-    with pytest.raises(HfHubHTTPError, match="A commit has happened since"):
+    with pytest.raises(
+        MidbError, match=r"tester/race was changed while .*A commit has happened since.*; nothing was sent: push"
+    ):
         push_dataset(boosted(50), "tester/race")
     push_dataset(boosted(50), "tester/race")
     assert readme("tester/race").endswith("\nWritten meanwhile.\n")
@@ -447,7 +443,7 @@ def test_a_dry_run_lists_what_would_be_replaced_and_removed():
 @at_hub
 def test_a_dry_run_without_a_hub_says_so_in_a_line_and_the_rest(tmp_path):
     boosted().to_parquet(tmp_path / "edits.parquet")
-    push = ("-m", "midb.cli", "push", "dataset", tmp_path / "edits.parquet", "tester/no", "--dry-run")
+    push = ("-m", "midb", "push", "dataset", tmp_path / "edits.parquet", "tester/no", "--dry-run")
     for nowhere in ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):
         shown = run(*push, env={**os.environ, **nowhere}, timeout=120)
         assert shown.returncode == 0, shown.stderr
@@ -456,37 +452,14 @@ def test_a_dry_run_without_a_hub_says_so_in_a_line_and_the_rest(tmp_path):
 
 
 @at_hub
-def test_a_card_of_other_rows_is_refused_and_one_of_another_place_is_placed(tmp_path):
-    own = tmp_path / "own.md"
-    own.write_text('{{ facts.rows }} rows: load_dataset("{{ repo_id }}")')
-    for template in (None, own):
-        other = dataset_card(boosted().select(range(3)), repo_id="other/name", template=template)
-        with pytest.raises(
-            ValueError, match="tells of 3 rows in ar, fr, and 30 rows in ar, fr are pushed; make the card"
-        ):
-            push_dataset(boosted(), "tester/other", card=other)
-        right = dataset_card(boosted(), repo_id="other/name", template=template)
-        push_dataset(boosted(), "tester/placed", card=right)
-        assert 'load_dataset("tester/placed"' in readme("tester/placed")
-        assert "other/name" not in readme("tester/placed")
-    unsaid = boosted().remove_columns("language")
-    with pytest.raises(ValueError, match="30 rows in no stated language, and 30 rows in fr are pushed"):
-        push_dataset(unsaid, "tester/other", card=dataset_card(unsaid), language="fr")
-    with pytest.raises(ValueError, match="tells of 1 rows in fr, and 2 rows in fr, ja are pushed"):
-        push_eval_set(QUESTIONS, "tester/other", card=eval_set_card(QUESTIONS.select([0])))
-    assert ("dataset", "tester/other") not in hub_process.hub.repos
-
-
-@at_hub
 def test_a_licence_that_the_hub_does_not_know_is_told_before_anything_is_sent():
-    card = dataset_card(boosted(), license="bogus-license")
     for dry_run in (True, False):
-        with pytest.raises(MidbError, match=r'the Hub refuses the metadata of the card: .*"license.*; mend') as told:
-            push_dataset(boosted(), "tester/bogus", card=card, dry_run=dry_run)
+        with pytest.raises(MidbError, match=r'the Hub refuses the metadata of the card: .*"license.*; correct') as told:
+            push_dataset(boosted(), "tester/bogus", license="bogus-license", dry_run=dry_run)
         assert "\n" not in str(told.value)
     assert written() == []
     hub_process.hub.fail = lambda command, path: 400 if "/commit/" in path else None
-    with pytest.raises(MidbError, match="the Hub refuses the push: told to fail; mend what it names"):
+    with pytest.raises(MidbError, match="the Hub refuses the push: told to fail; correct what it names"):
         push_dataset(boosted(), "tester/bad")
 
 
@@ -528,37 +501,43 @@ def test_who_deleted_our_lines_is_told_what_is_so_and_what_to_do_works():
 
 
 @at_hub
-def test_a_card_of_ones_own_is_sent_and_not_changed():
-    card = dataset_card(boosted(), license="mit")
-    card.text += "\nMore.\n"
-    before = str(card)
-    push_dataset(boosted(), "tester/own", card=card)
-    assert str(card) == before
-    page = readme("tester/own")
-    assert page.endswith("\nMore.\n")
-    assert "license: mit" in page
-    assert 'load_dataset("tester/own", "ar"' in page
-
-
-@at_hub
-def test_a_card_that_was_loaded_from_the_hub_brings_back_no_language_that_is_gone():
-    push_dataset(boosted(30, ("fr", "ar")), "tester/reloaded")
-    with pytest.raises(ValueError, match="tells of 30 rows in ar, fr, and 30 rows in fr, ja are pushed; make the card"):
-        push_dataset(boosted(30, ("ja", "fr")), "tester/reloaded", card=DatasetCard.load("tester/reloaded"))
-    push_dataset(boosted(30, ("fr", "ar")), "tester/elsewhere", card=DatasetCard.load("tester/reloaded"))
-    assert "tester/reloaded" not in readme("tester/elsewhere")
-    configs = DatasetCard.load("tester/elsewhere").data
-    assert {each["config_name"] for each in configs["configs"]} == {"all", "ar", "fr"}
-    assert {each["config_name"] for each in configs["dataset_info"]} == {"all", "ar", "fr"}
-
-
-@at_hub
 def test_hostile_rows_load_back_as_they_were():
     from test_cards import HOSTILE
 
     rows = edits([("ar", text, text + text) for text in HOSTILE])
     push_dataset(rows, "tester/hostile")
     assert loaded("tester/hostile", "ar", split="train")[:] == rows[:]
+
+
+@at_hub
+def test_a_push_makes_the_card_of_the_rows_that_it_pushes(tmp_path):
+    own = tmp_path / "own.md"
+    own.write_text('{{ facts.rows }} rows of {{ license }}: load_dataset("{{ repo_id }}")')
+    rows = made(boosted(60))
+    pushed = push_dataset(rows, "tester/made", license="mit", source_datasets=["org/raw"], report=judged())
+    assert run_tables(pushed.card)[0]["sampling"] == "max_tokens 512, seed 7, temperature 0.4, top_p 1.0"
+    page = readme("tester/made")
+    assert all(
+        each in page for each in ("license: mit", "- org/raw", "## Judged by a model", 'load_dataset("tester/made"')
+    )
+    assert loaded("tester/made", "fr", split="train")["boost_settings"][0] == rows["boost_settings"][0]
+    push_dataset(rows.select(range(4)), "tester/made", license="mit", template=own)
+    assert '4 rows of mit: load_dataset("tester/made")' in readme("tester/made")
+    assert "source_datasets" not in readme("tester/made")
+    with pytest.raises(ValueError, match="the report is of 60 comparisons, and there are 30 rows"):
+        push_dataset(boosted(), "tester/other", report=judged())
+    assert ("dataset", "tester/other") not in hub_process.hub.repos
+
+
+@at_hub
+def test_a_configuration_that_others_pushed_into_ours_stays_with_its_files():
+    push_dataset(boosted(), "tester/guests")
+    guest = Dataset.from_dict({"a": [1, 2]})
+    guest.push_to_hub("tester/guests", "extra", data_dir="extra")
+    push_dataset(boosted(20, ("fr",)), "tester/guests")
+    assert loaded("tester/guests", "extra", split="train")[:] == guest[:]
+    assert "ar/train-00000-of-00001.parquet" not in stored("tester/guests")
+    assert "config_name: ar" not in readme("tester/guests")
 
 
 # --- evaluation sets -------------------------------------------------------------------------------------------------
@@ -570,7 +549,7 @@ def push_and_load(shared, languages):
     for name, load in (("mt-bench", release.load_mt_bench), ("alpaca-eval", release.load_alpaca_eval)):
         questions = load(shared / "data/midb", languages)
         repo_id = f"tester/{name}-{len(languages or ())}"
-        push_eval_set(questions, repo_id, card=eval_set_card(questions, license="apache-2.0"))
+        push_eval_set(questions, repo_id, license="apache-2.0")
         assert loaded(repo_id, split="test")[:] == questions[:]
         codes = list(dict.fromkeys(questions["language"]))
         for code in codes:
@@ -633,7 +612,7 @@ def test_an_adapter_boosts_from_the_hub_as_from_its_folder(base, adapter):
         adapter,
         "tester/booster",
         base_model="org/base",
-        card=adapter_card(adapter, base_model="org/base", license="mit"),
+        license="mit",
     )
     assert set(pushed.files) == {
         "adapter_config.json",
@@ -666,10 +645,6 @@ def test_a_base_model_that_others_could_not_load_is_refused(base, adapter):
         MidbError, match="the base model org/nothing is not on the Hub, or not for this token; give its Hub id"
     ):
         push_adapter(adapter, "tester/lost", base_model="org/nothing")
-    with pytest.raises(
-        ValueError, match="the card says that the base model is org/other, and the adapter's is org/base"
-    ):
-        push_adapter(adapter, "tester/lost", base_model="org/base", card=adapter_card(adapter, base_model="org/other"))
     with pytest.raises(FileNotFoundError, match="holds no adapter_config"):
         push_adapter(base, "tester/lost", base_model="org/base")
     assert ("model", "tester/lost") not in hub_process.hub.repos
@@ -743,7 +718,7 @@ def test_the_command_shows_first_and_then_sends(base, adapter, tmp_path):
     hub_process.hub.log.clear()
     push = (
         "-m",
-        "midb.cli",
+        "midb",
         "push",
         "dataset",
         tmp_path / "edits.parquet",
@@ -760,18 +735,19 @@ def test_the_command_shows_first_and_then_sends(base, adapter, tmp_path):
     sent = run(*push)
     assert sent.returncode == 0, sent.stderr
     assert "/datasets/tester/command/commit/" in sent.stdout
-    assert shown.stdout.split("bytes  files of")[0] == sent.stdout.split("bytes  files of")[0]
+    assert len(sent.stdout.splitlines()) == 3
+    assert sent.stdout.startswith("tester/command: 30 rows in 2 languages\n4 files, ")
     assert len(loaded("tester/command", "fr", split="train")) == 15
-    refused = run("-m", "midb.cli", "push", "adapter", adapter, "tester/command-booster")
+    refused = run("-m", "midb", "push", "adapter", adapter, "tester/command-booster")
     assert refused.returncode == 1
     assert refused.stderr.startswith("midb: the adapter's base model is the local path")
     assert (
         run(
-            "-m", "midb.cli", "push", "adapter", adapter, "tester/command-booster", "--base-model", "org/base"
+            "-m", "midb", "push", "adapter", adapter, "tester/command-booster", "--base-model", "org/base"
         ).returncode
         == 0
     )
-    assert run("-m", "midb.cli", "push", "metric", "org/pairwise_judge").returncode == 0
+    assert run("-m", "midb", "push", "metric", "org/pairwise_judge").returncode == 0
     assert 'evaluate.load("org/pairwise_judge")' in readme("org/pairwise_judge", "space")
 
 
@@ -779,7 +755,7 @@ def test_the_command_shows_first_and_then_sends(base, adapter, tmp_path):
 def test_a_hub_that_is_not_there_and_a_broken_template_are_told_in_a_line(tmp_path):
     boosted().to_parquet(tmp_path / "edits.parquet")
     nowhere = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
-    push = ("-m", "midb.cli", "push", "dataset", tmp_path / "edits.parquet", "tester/no")
+    push = ("-m", "midb", "push", "dataset", tmp_path / "edits.parquet", "tester/no")
     lost = run(*push, env=nowhere)
     assert (lost.returncode, lost.stderr.splitlines()[-1][:35]) == (1, "midb: the Hub cannot be reached ([E")
     assert "Traceback" not in lost.stderr
@@ -792,58 +768,8 @@ def test_a_hub_that_is_not_there_and_a_broken_template_are_told_in_a_line(tmp_pa
 @at_hub
 def test_the_command_states_what_an_evaluation_set_was_translated_from(tmp_path):
     QUESTIONS.to_parquet(tmp_path / "questions.parquet")
-    push = ("-m", "midb.cli", "push", "eval-set", tmp_path / "questions.parquet", "tester/set", "--dry-run")
+    push = ("-m", "midb", "push", "eval-set", tmp_path / "questions.parquet", "tester/set", "--dry-run")
     assert "source_datasets:\n- org/english" in run(*push, "--source-dataset", "org/english").stdout
-
-
-@at_hub
-def test_the_command_tells_who_boosted(tmp_path):
-    boosted().to_parquet(tmp_path / "edits.parquet")
-    push = (
-        "-m",
-        "midb.cli",
-        "push",
-        "dataset",
-        tmp_path / "edits.parquet",
-        "tester/who",
-        "--dry-run",
-        "--base-url",
-        "http://10.0.0.1/v1",
-    )
-    said = run(*push, "--model", "org/booster", "--temperature", "0.25")
-    assert "temperature 0.25" in said.stdout
-    assert "10.0.0.1" not in said.stdout
-    wrong = run(*push, "--model", "org/other")
-    assert wrong.stderr.startswith(
-        "midb: the rows say that they were boosted by org/booster, and booster= asks org/other"
-    )
-
-
-@at_hub
-def test_the_command_states_the_prompt_and_the_tags_that_a_trained_adapter_was_asked_with(base, adapter, tmp_path):
-    from test_adapter import RECORD
-
-    trained = shutil.copytree(adapter, tmp_path / "trained")
-    replace(RECORD, prompt="Mend this:", tags=("<|q|>", "<|w|>", "<|e|>")).write(trained)
-    asked = Booster.from_pretrained(trained)
-    boosted().map(lambda row: {"boosted_by": asked.generator.name}).to_parquet(tmp_path / "edits.parquet")
-    push = (
-        "-m",
-        "midb.cli",
-        "push",
-        "dataset",
-        tmp_path / "edits.parquet",
-        "tester/how",
-        "--dry-run",
-        "--model",
-        trained,
-    )
-    card = run(*push, "--fields", "response").stdout
-    assert '<p dir="auto">Mend this:</p>' in card
-    assert "| tags | <code>&#60;&#124;q&#124;&#62; &#60;&#124;w" in card
-    assert "| fields that it may change | `response` |" in card
-    assert f"| chat rendering | `{RECORD.rendering}` |" in card
-    assert '<p dir="auto">Do:</p>' in run(*push, "--prompt", "Do:").stdout
 
 
 @pytest.mark.shared

@@ -9,15 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midb.judging.length import (
-    GamedRows,
-    alpaca_eval_length_controlled,
-    alpaca_eval_win_score,
-    length_controlled,
-    length_controlled_mean,
-)
+from midb.judging.length import length_controlled
+from midb.judging.statistics import NOTHING
 
-NOTHING = (None,) * 6
+UNDETERMINED = (None,) * 6
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +23,12 @@ def derived(shared):
 
 def close(value, tolerance=1e-9):
     return pytest.approx(value, abs=tolerance, rel=0)
+
+
+def controlled(scores, len_a, len_b, questions=None, **options):
+    """The result of one language; without questions each row is one."""
+    (found,), _ = length_controlled([(scores, len_a, len_b, questions or range(len(scores)))], **options)
+    return found
 
 
 def rows(n, judge, seed=0, longer=0.5):
@@ -66,11 +67,11 @@ judged = st.builds(
 @given(judged)
 def test_exchanging_the_sides_turns_the_result_exactly(data):
     scores, len_a, len_b, questions = data
-    ours = length_controlled(scores, len_a, len_b, questions, n_resamples=200)
-    theirs = length_controlled([1 - s for s in scores], len_b, len_a, questions, n_resamples=200)
+    ours = controlled(scores, len_a, len_b, questions, n_resamples=200)
+    theirs = controlled([1 - s for s in scores], len_b, len_a, questions, n_resamples=200)
     assert ours.n == theirs.n == len(scores)
     if ours.win_score is None:
-        assert theirs[:6] == NOTHING
+        assert theirs[:6] == UNDETERMINED
         return
     assert 0 < ours.win_score < 1
     assert ours.win_score + theirs.win_score == close(1, 1e-12)
@@ -83,7 +84,7 @@ def test_exchanging_the_sides_turns_the_result_exactly(data):
 
 
 def test_the_same_answers_score_one_half():
-    found = length_controlled([0.5] * 40, [300] * 40, [300] * 40)
+    found = controlled([0.5] * 40, [300] * 40, [300] * 40)
     assert (found.win_score, found.phi, found.n) == (0.5, None, 40)
     assert 0.5 - found.low == close(found.high - 0.5)
     assert 0.02 < found.high - 0.5 < 0.1  # forty ties are no proof that there is nothing else
@@ -95,11 +96,11 @@ def test_where_length_tells_nothing_the_score_is_the_plain_one(scores, gap, seed
     # Every score is met once with a longer and once with a shorter answer.
     shuffled = [(score, sign * gap) for score in scores for sign in (1, -1)]
     random.Random(seed).shuffle(shuffled)
-    found = length_controlled(
+    found = controlled(
         [s for s, _ in shuffled], [1_000 + g for _, g in shuffled], [1_000] * len(shuffled), n_resamples=50
     )
     if len(set(scores)) == 1 and scores[0] != 0.5:
-        assert found[:6] == NOTHING
+        assert found[:6] == UNDETERMINED
         return
     assert found.win_score == close(sum(scores) / len(scores))
     assert found.phi == close(0)
@@ -107,7 +108,7 @@ def test_where_length_tells_nothing_the_score_is_the_plain_one(scores, gap, seed
 
 def test_a_judge_that_does_not_look_at_length_keeps_its_score():
     scores, *lengths = rows(800, fair, seed=4, longer=0.6)
-    found = length_controlled(scores, *lengths)
+    found = controlled(scores, *lengths)
     assert found.win_score == close(sum(scores) / 800, 0.01)
     assert found.phi_low < 0 < found.phi_high
     assert found.low < 0.6 < found.high
@@ -115,13 +116,13 @@ def test_a_judge_that_does_not_look_at_length_keeps_its_score():
 
 def test_a_judge_that_looks_at_nothing_but_length_says_nothing_of_the_systems():
     scores, *lengths = rows(800, fond_of_length, seed=6, longer=0.9)
-    found = length_controlled(scores, *lengths)
+    found = controlled(scores, *lengths)
     assert sum(scores) / 800 > 0.7
     assert found.low < 0.5 < found.high
     assert found.phi_low > 2
     # Told as preferences, without the luck of the draw.
     gaps = [a - b for a, b in zip(*lengths[:2], strict=True)]
-    sure = length_controlled([taste(gap, stdev(gaps)) for gap in gaps], *lengths)
+    sure = controlled([taste(gap, stdev(gaps)) for gap in gaps], *lengths)
     assert (sure.win_score, sure.phi) == close((0.5, 3))
 
 
@@ -138,30 +139,30 @@ def test_a_judge_that_looks_at_nothing_but_length_says_nothing_of_the_systems():
     ],
 )
 def test_what_the_rows_do_not_determine_is_none(scores, gaps):
-    found = length_controlled(scores, gaps, [0] * len(gaps))
-    assert found[:6] == NOTHING
+    found = controlled(scores, gaps, [0] * len(gaps))
+    assert found[:6] == UNDETERMINED
     assert found.n == sum(score is not None for score in scores)
 
 
 def test_rows_without_a_verdict_are_left_out():
     scores, len_a, len_b, questions = rows(60, fair, seed=2)
     gaps = [None, *scores[:30], None, *scores[30:]]
-    found = length_controlled(
+    found = controlled(
         gaps, [9_999, *len_a[:30], 0, *len_a[30:]], [0, *len_b[:30], 9_999, *len_b[30:]],
         ["x", *questions[:30], "y", *questions[30:]],
     )  # fmt: skip
-    assert found == length_controlled(scores, len_a, len_b, questions)
+    assert found == controlled(scores, len_a, len_b, questions)
 
 
 def test_the_interval_resamples_questions_and_not_rows():
     scores, len_a, len_b, questions = rows(100, fair, seed=1)
-    once = length_controlled(scores, len_a, len_b, questions)
+    once = controlled(scores, len_a, len_b, questions)
     fourfold = [part * 4 for part in (scores, list(len_a), list(len_b))]
-    together, apart = length_controlled(*fourfold, questions * 4), length_controlled(*fourfold)
+    together, apart = controlled(*fourfold, questions * 4), controlled(*fourfold)
     assert together.high - together.low == close(once.high - once.low, 0.01)
     assert apart.high - apart.low < 0.6 * (once.high - once.low)
-    assert together == length_controlled(*fourfold, questions * 4)
-    assert together != length_controlled(*fourfold, questions * 4, seed=1)
+    assert together == controlled(*fourfold, questions * 4)
+    assert together != controlled(*fourfold, questions * 4, seed=1)
 
 
 @pytest.mark.parametrize("name", [int, str, lambda at: (at, f"turn {at}"), lambda at: at if at % 2 else f"q{at}"])
@@ -169,28 +170,28 @@ def test_the_order_of_the_rows_does_not_matter(name):
     scores, len_a, len_b, questions = rows(60, fair, seed=9)
     told = list(zip(scores, len_a, len_b, map(name, [at // 2 for at in questions]), strict=True))
     shuffled = random.Random(0).sample(told, len(told))
-    ours, theirs = (length_controlled(*zip(*each, strict=True)) for each in (told, shuffled))
+    ours, theirs = (controlled(*zip(*each, strict=True)) for each in (told, shuffled))
     assert ours[:6] == close(list(theirs[:6]))
 
 
 def test_the_mean_of_the_languages_draws_a_question_in_all_of_them_at_once():
     together = rows(150, fair, seed=3)
-    controls, twice = length_controlled_mean([together, together])
-    assert controls[0] == controls[1] == length_controlled(*together)
-    assert [twice.win_score, twice.low, twice.high] == close(list(controls[0][:3]))
+    controls, twice = length_controlled([together, together])
+    assert controls[0] == controls[1] == controlled(*together)
+    assert [twice.value, twice.low, twice.high] == close(list(controls[0][:3]))
     assert (twice.n, twice.n_clusters) == (300, 150)
     elsewhere = [*rows(150, fair, seed=4)[:3], list(range(1_000, 1_150))]
-    _, apart = length_controlled_mean([together, elsewhere])
+    _, apart = length_controlled([together, elsewhere])
     assert apart.high - apart.low < 0.85 * (twice.high - twice.low)
-    (_, none), alone = length_controlled_mean([together, ([1.0] * 5, [1] * 5, [2] * 5, range(5))])
+    (_, none), alone = length_controlled([together, ([1.0] * 5, [1] * 5, [2] * 5, range(5))])
     assert none.win_score is None
-    assert alone.win_score == controls[0].win_score
-    assert length_controlled_mean([])[1] == (None, None, None, 0, 0)
+    assert alone.value == controls[0].win_score
+    assert length_controlled([]) == ([], NOTHING)
 
 
 def test_few_losses_leave_too_many_resamples_without_a_fit_for_an_interval():
     _, len_a, len_b, questions = rows(60, fair, seed=3)
-    found = length_controlled([0.0, 0.0, *[1.0] * 58], [10, *len_a[1:]], len_b, questions)
+    found = controlled([0.0, 0.0, *[1.0] * 58], [10, *len_a[1:]], len_b, questions)
     assert found.win_score is not None
     assert found.low is found.high is found.phi_low is found.phi_high is None
 
@@ -203,40 +204,14 @@ def test_our_fit_is_the_unpenalised_one_of_statsmodels(derived):
     vector = derived["lc_min_805_a"]
     given, check = vector["input"], vector["independent_check"]
     scores = [p - 1 for p in given["preference"]]
-    found = length_controlled(scores, given["len_2"], given["len_1"])
+    found = controlled(scores, given["len_2"], given["len_1"])
     assert 100 * found.win_score == close(check["length_controlled_winrate"], 1e-6)
     assert -found.phi == close(check["coefficients"][0], 1e-6)  # its gap is baseline less model
     assert 100 * found.win_score == close(vector["expected"]["length_controlled_winrate"], 0.15)
     assert found.low < found.win_score < found.high
 
 
-@pytest.mark.shared
-@pytest.mark.parametrize("name", ["lc_min_805_a", "lc_noreg_300", "lc_v1_805"])
-def test_alpaca_evals_own_fit_is_met(derived, name):
-    given, expected, tolerance = (derived[name][part] for part in ("input", "expected", "tol"))
-    scores = [0.5 if p == 0 else p - 1 for p in given["preference"]]
-    difficulty, gamed = given.get("instruction_difficulty"), None
-    if "regularisation_rows_ref" in given:
-        # The vector lc_regularisation_rows: rows of the baseline that lc_v1 reads. It has no result of its own to meet.
-        added = derived[given["regularisation_rows_ref"]]["input"]
-        gamed = GamedRows(added["preference"], added["std_delta_len"], [difficulty[at] for at in added["index"]])
-    found = alpaca_eval_length_controlled(scores, given["len_2"], given["len_1"], difficulty=difficulty, gamed=gamed)
-    assert 100 * found.win_score == close(expected["length_controlled_winrate"], tolerance["length_controlled_winrate"])
-    ours = [-found.phi, *([] if found.psi is None else [found.psi]), found.theta]
-    assert ours == close(list(expected["coefficients"].values()), 0.02)
-
-
-@pytest.mark.shared
-def test_alpaca_evals_prediction_from_published_coefficients(derived):
-    vector = derived["lc_predict_public"]
-    for (model, baseline), expected in zip(vector["input"]["pairs"], vector["expected"], strict=True):
-        m, b = (vector["input"]["weights"][name] for name in (model, baseline))
-        found = alpaca_eval_win_score(m["theta"] - b["theta"], m["psi"] - b["psi"], vector["input"]["difficulty"])
-        assert found == close(expected, vector["tol"])
-
-
-def test_the_penalty_can_switch_the_control_off_and_ours_cannot():
-    # A weak taste for length among few rows: the penalised coefficient is exactly 0.
-    scores, len_a, len_b, questions = rows(60, lambda rng, gap: float(rng.random() < 0.08 + 0.06 * (gap > 0)), seed=11)
-    assert alpaca_eval_length_controlled(scores, len_a, len_b).phi == 0
-    assert abs(length_controlled(scores, len_a, len_b, questions).phi) > 0.1
+def test_a_weak_taste_for_length_among_few_rows_is_controlled():
+    # A fit with AlpacaEval's penalty sets this coefficient to exactly 0.
+    judged = rows(60, lambda rng, gap: float(rng.random() < 0.08 + 0.06 * (gap > 0)), seed=11)
+    assert abs(controlled(*judged).phi) > 0.1

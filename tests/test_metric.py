@@ -17,7 +17,7 @@ import midb
 from midb import metric
 from midb.generators import Completion, FunctionGenerator
 from midb.judging import Judge, summarize
-from midb.judging.agreement import agreement, cohen_kappa
+from midb.judging.agreement import agreement
 
 HOUSE = Path(midb.__file__).parent
 NAMES = ("judge_agreement", "pairwise_judge")
@@ -355,7 +355,7 @@ def test_agreement_is_that_of_midb(agreement_metric):
     assert (result["agreement"], result["n"]) == (expected.share, expected.n)
     assert result["agreement_ci"] == [expected.low, expected.high]
     assert result["agreement_without_ties"] == agreement(ones, others, ties=False).share
-    assert result["kappa"] == cohen_kappa(ones, others)
+    assert result["kappa"] == expected.kappa()
     assert result["n"] + result["no_verdict"] == 200
     assert sum(table["n"] for table in result["by_language"].values()) == result["n"]
     json.dumps(result, allow_nan=False)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midb.prompts import PROMPT
-from midb.train.recipe import LoraRecipe, check_target_modules
+from midb.train.recipe import LoraRecipe, find_modules
 
 FIELDS = [each.name for each in fields(LoraRecipe)]
 PRESETS = ["midb-readme", "midb-paper-v2", "coachlm"]
@@ -147,6 +147,7 @@ GOOD = {
     "lora_dropout": [0.05, 0.999],
     "target_modules": [("q_proj",), ("self_attn.q_proj", "v_proj"), CHATGLM],
     "k": [1, 2301, 1.0, 0.3, None],
+    "statuses": [("unchanged",), ("boosted", "unchanged"), ("boosted", "failed", "not_run", "rejected", "unchanged")],
     "max_rows": [1, 1000],
     "learning_rate": [1e-12, 4e-4, 1.0],
     "lr_scheduler_type": ["linear", "constant_with_warmup", "inverse_sqrt"],
@@ -333,7 +334,7 @@ def test_the_published_names_of_modules_are_refused_for_a_llama():
     with pytest.raises(
         ValueError, match=r"no modules named query_key_value, dense.* it has .*q_proj.* lora_target: all"
     ):
-        check_target_modules(recipe.target_modules, LLAMA)
+        find_modules(recipe.target_modules, LLAMA)
 
 
 def test_the_published_file_mended_is_the_preset():
@@ -618,19 +619,20 @@ LLAMA = [
 
 
 @pytest.mark.parametrize(
-    "modules",
+    ("modules", "found"),
     [
-        "all-linear",
-        ("q_proj",),
-        ("q_proj", "up_proj"),
-        ["self_attn.q_proj"],
-        ("lm_head",),
-        ("model.layers.0.self_attn.q_proj",),
+        ("all-linear", LLAMA),
+        (("q_proj",), [name for name in LLAMA if name.endswith(".q_proj")]),
+        (("up_proj", "q_proj"), [name for name in LLAMA if name.endswith((".q_proj", ".up_proj"))]),
+        (["self_attn.q_proj"], [name for name in LLAMA if name.endswith(".q_proj")]),
+        (("lm_head",), ["lm_head"]),
+        (("model.layers.0.self_attn.q_proj",), ["model.layers.0.self_attn.q_proj"]),
     ],
     ids=repr,
 )
-def test_modules_that_are_there_are_taken(modules):
-    assert check_target_modules(modules, iter(LLAMA)) is None
+def test_modules_that_are_there_are_taken_in_the_models_order(modules, found):
+    assert found
+    assert find_modules(modules, iter(LLAMA)) == tuple(found)
 
 
 @pytest.mark.parametrize(
@@ -645,6 +647,6 @@ def test_modules_that_are_there_are_taken(modules):
 )
 def test_a_module_that_is_not_there_is_told_with_those_that_are(modules, missing):
     with pytest.raises(ValueError, match=r"^the model has no modules named ") as error:
-        check_target_modules(modules, LLAMA)
+        find_modules(modules, LLAMA)
     assert f"named {missing}; it has k_proj, lm_head, q_proj, up_proj. " in str(error.value)
     assert "target_modules: all-linear" in str(error.value)

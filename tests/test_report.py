@@ -2,6 +2,7 @@ import io
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -588,7 +589,7 @@ KINDS = ("identical", "swapped_question", "constant", "planted")
 
 
 def fit(told):
-    return judge_health(told, 1.0, (0, 0), (0, 0)).fit
+    return judge_health(told, 1.0).fit
 
 
 def test_a_judge_that_is_right_19_times_of_20_passes_nearly_always():
@@ -611,7 +612,7 @@ def test_a_judge_that_prefers_a_place_on_identical_answers_is_caught():
         *judged(rng, "constant", 1.0),
         *judged(rng, "swapped_question", 1.0),
     ]
-    health = judge_health(told, 1.0, (0, 0), (0, 0))
+    health = judge_health(told, 1.0)
     assert not health.fit
     assert [control.kind for control in health.controls if not control.passed] == ["identical"]
     assert "0 of 8" in health.reasons[0]
@@ -625,7 +626,7 @@ def test_a_judge_that_obeys_an_answer_is_caught_and_one_that_obeys_once_is_not()
 
 def test_controls_without_a_verdict_show_nothing():
     told = controls("constant", [("a", None)] * 8)
-    health = judge_health(told, 1.0, (0, 0), (0, 0))
+    health = judge_health(told, 1.0)
     assert (health.controls[0].n, health.controls[0].behaved, health.controls[0].unread) == (8, 0, 8)
     assert not health.fit
     assert fit(controls("constant", [("a", "a")] * 6 + [(None, "a")] * 2))
@@ -633,9 +634,7 @@ def test_controls_without_a_verdict_show_nothing():
 
 def test_controls_that_were_asked_in_one_order_count_in_one():
     told = [{"kind": "constant", "verdict_ab": "a", "verdict_ba": None, "status_ba": "not_asked"}] * 8
-    assert judge_health(told, 1.0, (0, 0), (0, 0)).controls[0] == Control(
-        "constant", "a fixed text loses", 8, 8, 0, 5, True
-    )
+    assert judge_health(told, 1.0).controls[0] == Control("constant", "a fixed text loses", 8, 8, 0, 5, True)
 
 
 def test_an_order_without_a_verdict_is_no_way_around_a_control():
@@ -645,7 +644,7 @@ def test_an_order_without_a_verdict_is_no_way_around_a_control():
 
 def test_a_control_that_no_answer_came_to_says_nothing_of_the_judge():
     lost = [each | {"status_ab": "failed", "status_ba": "ok"} for each in controls("constant", [(None, "a")] * 8)]
-    health = judge_health(lost, 1.0, (0, 0), (0, 0))
+    health = judge_health(lost, 1.0)
     assert health.fit
     assert health.controls == ()
     assert health.notes == ("controls: not run",)
@@ -658,7 +657,7 @@ def test_kinds_that_pass_alone_can_fail_together():
         for each in controls(kind, [("tie",) * 2 if kind == "identical" else ("a", "a")] * 5 + [("b", "b")] * 3)
     ]
     told += controls("planted", [("tie", "tie")] * 8)
-    health = judge_health(told, 1.0, (0, 0), (0, 0))
+    health = judge_health(told, 1.0)
     assert all(control.passed for control in health.controls)
     assert not health.fit
     assert "controls of all kinds: 23 of 32" in health.reasons[0]
@@ -671,14 +670,14 @@ def test_a_judge_that_always_says_the_same_is_caught_with_one_control_of_a_kind(
 
 
 def test_controls_that_could_refuse_nobody_are_no_pass():
-    health = judge_health(controls("identical", [("a", "b")]), 1.0, (0, 0), (0, 0))
+    health = judge_health(controls("identical", [("a", "b")]), 1.0)
     assert health.fit
     assert health.controls[0].passed is None
     assert health.notes == ("controls: too few to tell",)
     report = summarize(scored([1] * 40).add_column("controls", [controls("identical", [("tie", "tie")]), *[[]] * 39]))
     assert "controls: too few to tell" in str(report)
     told = [each for kind in KINDS[:2] for each in judged(np.random.default_rng(0), kind, 1.0)]
-    assert judge_health(told, 1.0, (0, 0), (0, 0)).notes == (
+    assert judge_health(told, 1.0).notes == (
         "no control tells whether a fixed text loses", "no control tells whether a planted verdict does not win",
     )  # fmt: skip
 
@@ -730,12 +729,9 @@ def test_limits_grow_with_the_number_of_controls_and_not_past_a_good_judge():
     rng = np.random.default_rng(14)
     for n in (4, 16, 64, 256):
         good = rng.binomial(n, 0.95**2, 300)
-        passed = [
-            judge_health(controls("constant", [("a", "a")] * k + [("b", "b")] * (n - k)), 1, (0, 0), (0, 0)).fit
-            for k in good
-        ]
+        passed = [judge_health(controls("constant", [("a", "a")] * k + [("b", "b")] * (n - k)), 1).fit for k in good]
         assert sum(passed) >= 294
-    half = [judge_health(controls("constant", [("a", "a")] * 32 + [("b", "b")] * 32), 1, (0, 0), (0, 0)).fit]
+    half = [judge_health(controls("constant", [("a", "a")] * 32 + [("b", "b")] * 32), 1).fit]
     assert half == [False]
 
 
@@ -973,6 +969,9 @@ def test_what_a_judge_returns_is_read_as_it_is():
     assert "edit_distance" in report.tables
 
 
+VECTORS = {each["id"]: each for each in json.loads(Path(__file__).with_name("judging_vectors.json").read_text())}
+
+
 def from_anchor(verdicts):
     return [{1: "a", 2: "b", 0: "tie", None: None}[each] for each in verdicts]
 
@@ -981,10 +980,9 @@ def vector(shared, file, name):
     return next(each for each in json.loads((shared / "vectors" / file).read_text())["vectors"] if each["id"] == name)
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize("name", ["fc_wr_80", "fc_wr_37"])
-def test_win_rates_are_fastchats(shared, name):
-    found = vector(shared, "judging_synthetic.json", name)
+def test_win_rates_are_fastchats(name):
+    found = VECTORS[name]
     ab = from_anchor(found["input"]["verdicts_game1"])
     ba = [FLIPPED[each] for each in from_anchor(found["input"]["verdicts_game2_swapped"])]
     group, expected = summarize(orders(zip(ab, ba, strict=True))).figures, found["expected"]
@@ -996,6 +994,15 @@ def test_win_rates_are_fastchats(shared, name):
     assert group.win_score.value == pytest.approx(expected["win_rate_adjusted"], abs=1e-12)
     assert group.win_score.n == expected["n_used"]
     assert sum(group.counts.no_verdict.values()) == expected["n_dropped"]
+
+
+@pytest.mark.shared
+def test_the_three_rates_are_those_in_coachlms_table(shared):
+    found = vector(shared, "judging_derived.json", "coachlm_wr_public")
+    for row, printed in zip(found["input"], found["expected"], strict=True):
+        group = summarize(scored([1] * row["win"] + [0] * row["tie"] + [-1] * row["loss"]), n_resamples=1).figures
+        rates = {"WR1": group.win_score.value, "WR2": group.wr2.value, "QS": group.qs.value}
+        assert rates == pytest.approx(printed, abs=found["tol"])
 
 
 @pytest.mark.shared
@@ -1017,9 +1024,8 @@ def test_groups_of_real_annotations_are_counted_and_tested_as_by_hand(shared):
         assert [group.wr2.low, group.wr2.high] == pytest.approx(expected["wilson"], abs=1e-9)
 
 
-@pytest.mark.shared
-def test_the_clustered_error_of_parallel_languages_is_the_published_one(shared):
-    found = vector(shared, "judging_synthetic.json", "cluster_40x4")
+def test_the_clustered_error_of_parallel_languages_is_the_published_one():
+    found = VECTORS["cluster_40x4"]
     questions, languages, scores = zip(*found["input"]["rows"], strict=True)
     rows = Dataset.from_dict(
         {"id": questions, "language": [f"l{each}" for each in languages],

@@ -240,7 +240,7 @@ def test_the_numbers_of_the_recipe_are_those_of_the_trainer(model, tmp_path):
     args, lora = trainer.args, trainer.model.peft_config["default"]
     assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.target_modules) == (6, 3, 0.25, {"q_proj", "down_proj"})
     assert (lora.use_rslora, lora.use_dora, lora.modules_to_save, lora.bias) == (False, False, None, "none")
-    assert (args.max_grad_norm, args.seed, args.data_seed, args.save_steps, args.save_total_limit) == (0.5, 7, 7, 9, 3)
+    assert (args.max_grad_norm, args.seed, args.data_seed, args.save_steps) == (0.5, 7, 7, 9)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (4, 3)
     assert not args.gradient_checkpointing
     trainer.create_optimizer_and_scheduler(25)
@@ -394,6 +394,36 @@ def test_the_filters_of_the_recipe_are_per_language(model, tmp_path):
     assert preview(edits(5), replace(given, max_rows=2)).tokens.counts.kept == 2
 
 
+def test_only_edits_that_stand_are_learnt_from_and_the_others_are_counted(model, tmp_path, capsys):
+    rows = [
+        {**row, "boost_status": status, "language": "en"}
+        for row, status in zip(
+            edits(8).to_list(),
+            ["rejected", "boosted", "failed", "unchanged", "boosted", "not_run", "boosted", None],
+            strict=True,
+        )
+    ]
+    given, boosted_rows = recipe(model, tmp_path, max_steps=1), Dataset.from_list(rows)
+    said = "left out by boost_status: 1 failed, 1 not_run, 1 rejected, 1 unchanged"
+    seen = preview(boosted_rows, given)
+    assert seen.tokens.not_standing == {"failed": 1, "not_run": 1, "rejected": 1, "unchanged": 1}
+    assert (seen.tokens.counts.rows, seen.tokens.counts.kept) == (4, 4)
+    assert said in str(seen)
+    stands = boosted_rows.select([1, 4, 6, 7]).remove_columns("boost_status")  # null is the status of an expert's edit
+    assert seen.tokens.fingerprint == preview(stands, given).tokens.fingerprint
+    assert preview(boosted_rows, replace(given, k=0.5)).tokens.counts.kept == 2
+    assert preview(boosted_rows, replace(given, k=8, statuses="boosted, unchanged")).tokens.counts.kept == 5
+    assert preview(boosted_rows, replace(given, statuses=("unchanged",), max_rows=1)).tokens.counts.kept == 1
+    assert capsys.readouterr().err == ""  # said in the report, and not twice
+    trainer = lora_trainer(boosted_rows, given, eval_edits=boosted_rows.select([0, 1]))
+    assert (len(trainer.train_dataset), len(trainer.eval_dataset)) == (4, 1)
+    report = capsys.readouterr().err
+    assert said in report
+    assert "left out by boost_status: 1 rejected\n" in report
+    with pytest.raises(ValueError, match=r"no edit stands \(left out by boost_status: 1 failed, 1 rejected\)"):
+        preview(boosted_rows.select([0, 2]), given)
+
+
 # --- again, and on ----------------------------------------------------------------------------------------------------
 
 
@@ -499,15 +529,132 @@ def test_a_training_killed_after_its_last_step_is_not_given_one_more(dropped, tm
     assert again.state.global_step == trainer.state.global_step == 8
 
 
-def test_a_checkpoint_of_another_training_is_passed_over(dropped, tmp_path):
-    given = replace(dropped, output_dir=str(tmp_path))
-    trained(edits(10), given)
-    other = lora_trainer(edits(10), replace(given, seed=1))
-    other.add_callback(At(4, crash))
+TIMES = {
+    "equal": lambda step: 2**32,
+    "reversed": lambda step: 2**32 - 1000 * step,
+    "far apart": lambda step: 1000 * step,
+}
+
+
+def set_times(folder, times):
+    """As a file system or another machine's clock may have it: none of them is what this machine's clock says."""
+    for path in Path(folder).glob("checkpoint-*"):
+        time_of_it = TIMES[times](int(path.name.partition("-")[2]))
+        for each in (*path.iterdir(), path):
+            os.utime(each, (time_of_it, time_of_it))
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def other_than(given):
+    return replace(given, seed=given.seed + 1)
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_a_training_does_not_begin_in_the_folder_of_another(dropped, tmp_path, times):
+    early = lora_trainer(edits(10), replace(other_than(dropped), output_dir=str(tmp_path)))
+    shutil.copytree(dropped.output_dir, tmp_path, dirs_exist_ok=True)
+    set_times(tmp_path, times)
+    before = content(tmp_path)
+    says = r"holds another training \(seed: 43 instead of 42\); give another output_dir .*--restart"
+    with pytest.raises(ValueError, match=says):
+        lora_trainer(edits(10), replace(other_than(dropped), output_dir=str(tmp_path)))
+    with pytest.raises(ValueError, match=says):  # nor where the other one came in the meantime
+        early.train()
+    assert content(tmp_path) == before
+    trained(edits(10), replace(dropped, output_dir=str(tmp_path)))  # the same one may begin again
+    same(dropped, tmp_path)
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_a_checkpoint_of_another_training_is_passed_over(dropped, tmp_path, times):
+    given = replace(other_than(dropped), output_dir=str(tmp_path / "out"))
+    trainer = lora_trainer(edits(10), given)
+    trainer.add_callback(At(4, crash))
     with pytest.raises(RuntimeError, match="crash"):
-        other.train()
-    assert (tmp_path / "checkpoint-8/trainer_state.json").exists()
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+        trainer.train()
+    foreign = tmp_path / "out/checkpoint-8"
+    shutil.copytree(Path(dropped.output_dir, "checkpoint-8"), foreign)
+    set_times(tmp_path / "out", times)
+    before = content(tmp_path)
+    assert last_checkpoint(given.output_dir) == str(tmp_path / "out/checkpoint-3")
+    with pytest.raises(ValueError, match=r"holds another training \(checkpoint-8: seed: 43 instead of 42\)"):
+        lora_trainer(edits(10), given)
+    with pytest.raises(ValueError, match="checkpoint-8: seed"):
+        trainer.train(resume_from_checkpoint=last_checkpoint(given.output_dir))
+    assert content(tmp_path) == before
+    foreign.rename(tmp_path / "moved away")
+    (tmp_path / "out/booster.json").unlink()  # as when only its checkpoint was copied there
+    lora_trainer(edits(10), given).train(resume_from_checkpoint=last_checkpoint(given.output_dir))
+    assert last_checkpoint(given.output_dir) == str(foreign)  # its own now
+    assert losses(given.output_dir)[-1]["step"] == 8
+
+
+@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize("limit", [1, 2])
+def test_the_checkpoints_that_stay_are_the_last_by_step_whatever_their_file_times(model, tmp_path, times, limit):
+    given = recipe(model, tmp_path, max_steps=4, save_steps=1, save_total_limit=limit)
+    trainer = lora_trainer(edits(4), given)
+    stayed = []
+    for step in (1, 2, 3, 4):
+        trainer.add_callback(
+            At(step, lambda control: (set_times(tmp_path, times), stayed.append(checkpoints(tmp_path))))
+        )
+    trainer.train()
+    stayed.append(checkpoints(tmp_path))
+    assert stayed == [list(range(1, step + 1))[-limit:] for step in range(5)]
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+
+
+def checkpoints(folder):
+    return sorted(int(path.name.partition("-")[2]) for path in Path(folder).glob("checkpoint-*"))
+
+
+def first_on_save(trainer, do):
+    """Does something when a checkpoint is written, before its folder is a booster."""
+
+    class OnSave(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            do(Path(args.output_dir, f"checkpoint-{state.global_step}"))
+
+    trainer.callback_handler.callbacks.insert(0, OnSave())
+
+
+def test_a_kill_while_the_only_checkpoint_is_replaced_leaves_the_one_before(model, tmp_path):
+    trainer = lora_trainer(edits(4), recipe(model, tmp_path, save_steps=1, save_total_limit=1))
+    first_on_save(trainer, lambda checkpoint: checkpoint.name == "checkpoint-2" and crash(None))
+    with pytest.raises(RuntimeError, match="crash"):
+        trainer.train()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+
+
+def test_a_checkpoint_that_was_deleted_is_not_made_again(model, tmp_path):
+    trainer = lora_trainer(edits(4), recipe(model, tmp_path, save_steps=1, save_total_limit=None))
+    first_on_save(trainer, lambda checkpoint: checkpoint.name == "checkpoint-2" and shutil.rmtree(checkpoint))
+    trainer.train()
+    assert checkpoints(tmp_path) == [1, 3]
+
+
+def test_a_folder_that_is_only_a_record_is_no_checkpoint(dropped, tmp_path):
+    shutil.copytree(dropped.output_dir, tmp_path, dirs_exist_ok=True)
+    read_record(tmp_path).write(tmp_path / "checkpoint-9")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+
+
+def test_the_best_checkpoint_stays_and_is_loaded_at_the_end(model, tmp_path):
+    given = recipe(model, tmp_path, save_steps=1, save_total_limit=2, max_steps=5)
+    trainer = lora_trainer(edits(4), given, eval_edits=edits(4))
+    trainer.args.load_best_model_at_end = True
+    trainer.args.metric_for_best_model, trainer.args.greater_is_better = (
+        "eval_loss",
+        True,
+    )  # the worst, which is the first
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
+    assert checkpoints(tmp_path) == [1, 5]
+    assert weights(tmp_path) == weights(tmp_path / "checkpoint-1")
 
 
 def test_the_base_model_can_be_measured_before_it_is_trained(model, tmp_path):
@@ -617,11 +764,11 @@ def test_the_command_trains_once_and_goes_on_only_with_the_same_training(command
     out = tmp_path / "out"
     said = command(max_steps=4)
     assert said.exit_code == 0, said.output
-    assert f"trained 4 steps; use it: Booster.from_pretrained('{out}')" in said.stderr
+    assert f"trained 4 steps; use it: midb boost SOURCE --model {out} --out OUT" in said.stderr
     assert read_record(out).recipe["dataset"] == "edits.jsonl"
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     again = command(max_steps=4, logging_steps=9, gradient_checkpointing=False)
-    assert (again.exit_code, "is trained to its end" in again.stderr) == (0, True)
+    assert (again.exit_code, "is fully trained" in again.stderr) == (0, True)
     edits(6, language="it").select(range(5)).to_json(tmp_path / "others.jsonl")
     for other, says in (
         (command(max_steps=4, seed=1), "seed: 1 instead of 42"),
@@ -660,6 +807,15 @@ def test_the_command_writes_over_no_model_that_it_did_not_train(command, model, 
         Path(foreign, "checkpoint-5").rmdir()
 
 
+def test_the_command_says_which_rows_are_left_out(command, tmp_path):
+    rows = [{**row, "boost_status": "boosted" if at < 4 else "unchanged"} for at, row in enumerate(edits(6).to_list())]
+    Dataset.from_list(rows).to_json(tmp_path / "edits.jsonl")
+    assert "left out by boost_status: 2 unchanged" in command("--dry-run").stdout
+    assert "boost_status" not in command("--dry-run", statuses=["boosted", "unchanged"]).stdout
+    said = command("--dry-run", statuses="bosted")
+    assert (said.exit_code, "statuses: ('bosted',) cannot be used; give some of boosted, " in said.stderr) == (1, True)
+
+
 def test_a_dry_run_needs_no_weights_and_leaves_nothing(command, model, tmp_path):
     bare = without_weights(model, tmp_path / "bare")
     said = command("--dry-run", "--model", bare)
@@ -695,7 +851,7 @@ def test_the_commands_mistakes_are_one_line(command, tmp_path, monkeypatch, chan
 
 
 def test_as_a_module_mistakes_are_one_line_too(tmp_path):
-    said = subprocess.run([sys.executable, "-m", "midb.train", "nowhere.yaml"], capture_output=True, text=True)
+    said = subprocess.run([sys.executable, "-m", "midb", "train", "nowhere.yaml"], capture_output=True, text=True)
     assert (said.returncode, said.stderr) == (
         1,
         "midb: there is no file nowhere.yaml; give the path of a recipe, a YAML file\n",
@@ -711,7 +867,7 @@ def test_killed_and_terminated_processes_lose_nothing(model, tmp_path):
     (tmp_path / "recipe.yaml").write_text(json.dumps({**given, "output_dir": None}))
 
     def begin(folder):
-        call = [sys.executable, "-m", "midb.train", str(tmp_path / "recipe.yaml"), "--out", str(folder)]
+        call = [sys.executable, "-m", "midb", "train", str(tmp_path / "recipe.yaml"), "--out", str(folder)]
         return subprocess.Popen(call, stderr=subprocess.PIPE, text=True)
 
     def wait_for(path, process):
@@ -731,7 +887,7 @@ def test_killed_and_terminated_processes_lose_nothing(model, tmp_path):
     terminated.terminate()
     _, said = terminated.communicate()
     assert terminated.returncode == 130, said
-    assert "the same command goes on" in said
+    assert "the same command resumes" in said
     assert not (out / "adapter_config.json").exists()
     stopped_at = max(int(path.name.partition("-")[2]) for path in out.glob("checkpoint-*"))
     assert 30 <= stopped_at < 80
@@ -741,5 +897,5 @@ def test_killed_and_terminated_processes_lose_nothing(model, tmp_path):
     assert losses(out) == losses(tmp_path / "whole")
     assert weights(out) == weights(tmp_path / "whole")
     done = begin(out)
-    assert "is trained to its end" in done.communicate()[1]
+    assert "is fully trained" in done.communicate()[1]
     assert done.returncode == 0

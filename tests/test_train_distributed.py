@@ -55,7 +55,7 @@ def begin(given, rows, folder, how, processes=2):
     call = [BIN / "accelerate", "launch", how, "--num_processes", str(processes), "--main_process_port", "0"]
     with folder.with_suffix(".log").open("a") as log:
         return subprocess.Popen(
-            [*call, "-m", "midb.train", file, "--out", folder], stdout=log, stderr=log,
+            [*call, "-m", "midb", "train", file, "--out", folder], stdout=log, stderr=log,
             env=ENVIRONMENT,
         )  # fmt: skip
 
@@ -155,6 +155,40 @@ def test_one_process_under_deepspeed_trains_and_is_not_given_a_step_too_many(mod
     replace(finished[1], metrics={}).write(out)
     finish(begin(shared, 16, out, "--use_deepspeed", 1), out)
     assert (weights(out), read_record(out), losses(out)) == finished
+
+
+@pytest.mark.slow
+def test_every_process_stops_where_the_first_finds_the_checkpoint_of_another_training(model, tmp_path):
+    given = settings(model, max_steps=2, gradient_accumulation_steps=1)
+    trained(edits(4), replace(given, seed=1, output_dir=str(tmp_path / "other"), save_steps=1))
+    (tmp_path / "script.py").write_text(f"""
+import os, shutil
+from pathlib import Path
+from datasets import Dataset
+from midb.train import LoraRecipe, lora_trainer
+trainer = lora_trainer(Dataset.from_list({edits(8).to_list()}), LoraRecipe(**{given.to_dict()}), output_dir="out")
+if trainer.is_world_process_zero():
+    shutil.copytree("other/checkpoint-1", "out/checkpoint-1")
+try:
+    trainer.train()
+except ValueError as error:
+    Path(os.environ["RANK"]).write_text(str(error))
+""")
+    call = [
+        BIN / "accelerate",
+        "launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+        "script.py",
+    ]
+    subprocess.run(call, cwd=tmp_path, env=ENVIRONMENT, check=True)
+    first, second = ((tmp_path / rank).read_text() for rank in "01")
+    assert first == second
+    assert "out holds another training (checkpoint-1: seed: 42 instead of 1" in first
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-1"]
 
 
 def test_a_checkpoint_to_which_a_process_still_writes_is_passed_over(model, tmp_path):

@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 
 from midb.judging.verdict import (
     Parsed,
-    average_score,
     merge,
     parse_verdict,
     preference,
     unswap,
-    weighted_preference,
 )
 
 REPLIES = json.loads((Path(__file__).parent / "verdict_parsing.json").read_text())
@@ -437,36 +435,28 @@ OUTCOMES = ("a", "b", "tie", None)
 
 
 @pytest.mark.parametrize(
-    ("ab", "ba", "conservative", "decisive", "average"),
+    ("ab", "ba", "conservative", "decisive"),
     [
-        ("a", "a", "a", "a", 1.0), ("a", "tie", "tie", "a", 0.75), ("a", "b", "tie", None, 0.5), ("a", None, None, None, None),
-        ("tie", "a", "tie", "a", 0.75), ("tie", "tie", "tie", "tie", 0.5), ("tie", "b", "tie", "b", 0.25), ("tie", None, None, None, None),
-        ("b", "a", "tie", None, 0.5), ("b", "tie", "tie", "b", 0.25), ("b", "b", "b", "b", 0.0), ("b", None, None, None, None),
-        (None, "a", None, None, None), (None, "tie", None, None, None), (None, "b", None, None, None), (None, None, None, None, None),
+        ("a", "a", "a", "a"), ("a", "tie", "tie", "a"), ("a", "b", "tie", None), ("a", None, None, None),
+        ("tie", "a", "tie", "a"), ("tie", "tie", "tie", "tie"), ("tie", "b", "tie", "b"), ("tie", None, None, None),
+        ("b", "a", "tie", None), ("b", "tie", "tie", "b"), ("b", "b", "b", "b"), ("b", None, None, None),
+        (None, "a", None, None), (None, "tie", None, None), (None, "b", None, None), (None, None, None, None),
     ],
 )  # fmt: skip
-def test_two_orders_make_one_verdict(ab, ba, conservative, decisive, average):
+def test_two_orders_make_one_verdict(ab, ba, conservative, decisive):
     assert merge(ab, ba) == merge(ab, ba, "conservative") == conservative
     assert merge(ab, ba, "decisive") == decisive
-    assert average_score(ab, ba) == average
 
 
 @pytest.mark.parametrize(("ab", "ba"), list(product(OUTCOMES, OUTCOMES)))
 def test_exchanging_the_datasets_exchanges_the_verdict(ab, ba):
     for rule in ("conservative", "decisive"):
         assert merge(unswap(ba), unswap(ab), rule) == unswap(merge(ab, ba, rule))
-    if average_score(ab, ba) is not None:
-        assert average_score(unswap(ba), unswap(ab)) == 1 - average_score(ab, ba)
 
 
-def test_an_unknown_rule_is_refused():
-    with pytest.raises(ValueError, match="average_score"):
-        merge("a", "a", "average")
-
-
-@pytest.mark.shared
-def test_the_merge_is_fastchats(shared):
-    vector = vectors(shared, "judging_synthetic", "swap_truth_table")
+def test_the_merge_is_fastchats():
+    stored = json.loads((Path(__file__).parent / "judging_vectors.json").read_text())
+    vector = next(each for each in stored if each["id"] == "swap_truth_table")
     outcome = {"a": "win", "b": "loss", "tie": "tie", None: "dropped"}
     coded = {1: "a", 2: "b", 0: "tie", None: None}
     merged = [merge(coded[first], unswap(coded[second])) for first, second in vector["input"]]
@@ -576,26 +566,3 @@ def test_swapping_the_labels_mirrors_the_preference(weights):
     there = preference(reply(place("1", **top)), {"2": "a", "1": "b", "0": "tie"})
     assert here.p_first + there.p_first == pytest.approx(1)
     assert here.mass == pytest.approx(sum(weights))
-
-
-def test_alpaca_evals_number_goes_from_one_to_two():
-    assert weighted_preference({"m": math.log(0.25), "M": math.log(0.75)}, "m", ["m", "M"]) == pytest.approx(1.75)
-    assert weighted_preference({"M": -0.1}, "m", ["m", "M"]) == 2
-    assert weighted_preference({"m": -5.0}, "m", ["m", "M"]) == 1
-    assert weighted_preference({"The": -0.1}, "m", ["m", "M"]) is None
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize(
-    ("file", "name", "tokens"), [("judging_synthetic", "lp_syn_a", "12"), ("judging_derived", "ae_logprob_20", "mM")]
-)
-def test_the_weighted_preference_is_alpaca_evals(shared, file, name, tokens):
-    vector = vectors(shared, file, name)
-    for given_, expected in zip(vector["input"], vector["expected"], strict=True):
-        found = weighted_preference(dict(given_["top_logprobs"]), tokens[0], list(tokens))
-        assert found == (expected["weighted"] and pytest.approx(expected["weighted"], rel=vector["tol"]))
-
-
-def vectors(shared, file, name):
-    stored = json.loads((shared / "vectors" / f"{file}.json").read_text())["vectors"]
-    return next(vector for vector in stored if vector["id"] == name)

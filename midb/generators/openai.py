@@ -1,50 +1,56 @@
 """Chats over HTTP: any server that speaks the OpenAI API (vLLM, llama.cpp, OpenAI itself, ...).
 
-Knows the wire, its faults and how to wait; not what the chats are about. The window of requests is always full: a new
-one starts as one ends, so a straggler holds up its own row only.
+Knows when to ask, how to wait and how to retry; `wire` knows what is sent and how a reply is read. The window of requests
+is always full: a new one starts as one ends, so a straggler holds up its own row only.
 
-Requests go through the HTTP client of the `openai` package (its aiohttp transport, its headers) and not through
-`chat.completions.create`: a fifth of the CPU, as nothing is built and validated only to be read once. The retries are
-ours, as the package has none for a broken reply, gives up on a long `Retry-After` and never on a server that trickles.
+Requests go through aiohttp and not through the `openai` package: 40 % of the CPU a request, half a second less to import,
+and a reply can be cut off while it arrives. What that package adds to a request is small: `Authorization`, and
+`OpenAI-Organization` and `OpenAI-Project` where the environment names them.
 """
 
 import asyncio
-import contextlib
 import json
 import os
 import random
 import threading
-import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from email.utils import parsedate_to_datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from midb.errors import GenerationError, require_extra
+from midb.generators import wire
 from midb.generators.base import FieldsOnly, Sampling, collect, fingerprint
 from midb.schema import Completion, Message
 
-REFUSED = {401, 402, 403, 404, 405}  # all requests get this, or a gateway did not like this one
-RETRIED = {408, 409, 429}  # and every 5xx
+if TYPE_CHECKING:
+    from midb.generators.endpoint import Endpoint  # loads aiohttp
+
+REFUSED = {*range(300, 400), 401, 402, 403, 404, 405}  # all requests get this, or a gateway did not like this one
 BROKEN_TRIES = 3  # a sick server may heal; a model that always answers nothing will not
+SERVED_TRIES = 3
 LONGEST_BACKOFF = 8.0
-LONGEST_RETRY_AFTER = 120.0
 FEWEST_DEAD = 8  # so many requests in a row without an answer, and a whole window, may be the endpoint's fault
 CANARY: list[Message] = [{"role": "user", "content": "Hi"}]  # no row's fault if this gets no answer
 
 Finished = tuple[int, Completion]
-Queue = SimpleQueue[Finished | Exception | None]
+Queue = SimpleQueue[Finished | BaseException | None]
 
 
 @dataclass(frozen=True)
 class OpenAIGenerator(FieldsOnly):
     """A model behind an OpenAI-compatible server.
 
-    The key is `api_key`, else `OPENAI_API_KEY` where the work happens, else a dummy, as local servers ask for none. It
-    is in no identity, repr, error or log; an explicit one is pickled, since workers need it.
+    The key is `api_key`, else the environment variable `OPENAI_API_KEY`, else a dummy, as local servers need none. It is
+    in no identity, repr, error or log. An explicit key is pickled, since workers need it.
+
+    **What the identity tells apart.** It depends on what is served, not on the address, where the server says what it
+    serves: vLLM, SGLang and llama.cpp do, and are asked once per process. A model that the server loaded from the Hub is
+    the same model at any address; one loaded from a path is the same at any port of one host. Any other server is
+    identified by its address, and two models served one after the other under one name at one address cannot be told
+    apart. Nor can what no server tells: other weights at the same path, a revision, the precision. Set `served` then.
 
     Args:
         model: As the server calls it; for an adapter under vLLM the adapter's name.
@@ -57,6 +63,8 @@ class OpenAIGenerator(FieldsOnly):
         timeout: Seconds for one try, the wait in the server's queue included.
         max_retries: After 408, 409, 429, 5xx, a timeout or a lost connection. `Retry-After` is honoured up to two
             minutes, and a 429 costs no try while other requests get through.
+        served: Your own word for what is served, such as `"my-model, revision 3, fp8"`. It replaces the address and what
+            the server says in the identity.
     """
 
     model: str
@@ -67,12 +75,16 @@ class OpenAIGenerator(FieldsOnly):
     concurrency: int = 64
     timeout: float = 600.0
     max_retries: int = 6
+    served: str = ""
 
     def __post_init__(self) -> None:
-        require_extra("openai", "openai")
         require_extra("aiohttp", "openai")
-        url = urlsplit(self.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or url.query or url.fragment:
+        try:
+            url = urlsplit(self.base_url)
+            plain = bool(url.hostname and url.port != 0) and url.scheme in ("http", "https")
+        except ValueError:  # brackets without an IPv6 address, or a port that is none
+            plain = False
+        if not plain or "@" in url.netloc or url.query or url.fragment:
             raise ValueError("base_url is no plain http address; use one like http://localhost:8000/v1 (key: api_key)")
         if self.concurrency < 1 or self.timeout <= 0 or self.max_retries < 0:
             raise ValueError(f"{self} cannot run; use concurrency >= 1, timeout > 0 and max_retries >= 0")
@@ -83,10 +95,29 @@ class OpenAIGenerator(FieldsOnly):
         return self.model
 
     def identity(self) -> str:
-        """Hash what the server is asked for, not how patiently."""
-        url = urlsplit(self.base_url)
-        address = f"{url.scheme}://{url.netloc.lower()}{url.path.rstrip('/')}"
-        return fingerprint("openai", self.model, address, asdict(self.sampling), dict(self.extra_body))
+        """Hash what is served; the first call in a process asks the server, unless `served` says it.
+
+        Raises:
+            GenerationError: The server does not answer.
+        """
+        served: Any = self.served
+        if not served:
+            endpoint = self._endpoint()
+            if not endpoint.served:
+                tries, pause = min(SERVED_TRIES, 1 + self.max_retries), min(0.5, LONGEST_BACKOFF)
+                asyncio.run_coroutine_threadsafe(endpoint.find_served(self.model, tries, pause), endpoint.loop).result()
+            served = endpoint.served
+        return fingerprint("openai", self.model, served, dict(self.extra_body))
+
+    def declared(self) -> str:
+        """Hash what can be known of the identity without a request."""
+        address = wire.address_of(self.base_url)
+        return fingerprint("openai", "declared", self.model, address, dict(self.extra_body), self.served)
+
+    def settings(self) -> dict[str, Any]:
+        """How the answers were made, for people; makes no request."""
+        told = {"served": self.served, "extra_body": sorted(self.extra_body)}
+        return {"engine": "openai", "model": self.model} | {name: value for name, value in told.items() if value}
 
     def generate(self, prompts: Sequence[list[Message]], sampling: Sampling | None = None) -> list[Completion]:
         """Answer every prompt, in order. A request that failed for good is a `Completion` with `error`.
@@ -96,121 +127,112 @@ class OpenAIGenerator(FieldsOnly):
         """
         return collect(self.stream(prompts, sampling), len(prompts))
 
-    def stream(self, prompts: Sequence[list[Message]], sampling: Sampling | None = None) -> Iterator[Finished]:
-        """Yield answers as they finish; closing the iterator cancels what is in flight."""
-        engine = self._engine()
-        finished: Queue = SimpleQueue()
-        call = _Call(self, engine, prompts, sampling or self.sampling, finished)
-        running = asyncio.run_coroutine_threadsafe(call.run(), engine.loop)
+    def stream(self, prompts: Iterable[list[Message]], sampling: Sampling | None = None) -> Iterator[Finished]:
+        """Yield answers as they finish; closing the iterator cancels what is in flight.
+
+        A prompt is pulled right before it is sent, in the endpoint's thread, and none after the iterator is closed. What
+        the iterable raises is raised here, after the answers that were in flight.
+        """
+        endpoint = self._endpoint()
+        call = _Call(self, endpoint, iter(prompts), sampling or self.sampling)
+        running = asyncio.run_coroutine_threadsafe(call.run(), endpoint.loop)
         try:
-            while (item := finished.get()) is not None:
-                if isinstance(item, Exception):
+            while (item := call.finished.get()) is not None:
+                if isinstance(item, BaseException):
                     raise item
                 yield item
         finally:
+            with call.pulling:
+                call.exhausted = True
             running.cancel()
 
-    def _engine(self) -> "_Engine":
-        """The engine of this process, built on first use: one that came along in a fork has lost its thread."""
+    def _endpoint(self) -> "Endpoint":
+        """The endpoint of this process, built on first use: one that came along in a fork has lost its thread."""
+        from midb.generators.endpoint import Endpoint
+
         with _building.setdefault(os.getpid(), threading.Lock()):
-            engine: _Engine | None = self.__dict__.get("engine")
-            if engine is None or engine.process != os.getpid():
-                engine = _Engine(self)
-                self.__dict__["engine"] = engine  # beside the frozen fields, where cached_property keeps its value
-                weakref.finalize(self, engine.close)
-            return engine
+            endpoint: Endpoint | None = self.__dict__.get("endpoint")
+            if endpoint is None or endpoint.process != os.getpid():
+                endpoint = Endpoint(self.base_url, self.api_key, self.concurrency, self.timeout)
+                self.__dict__["endpoint"] = endpoint  # beside the frozen fields, where cached_property keeps its value
+                weakref.finalize(self, endpoint.close)
+            return endpoint
 
 
 _building: dict[int, threading.Lock] = {}  # one a process: a fork may inherit a lock that nobody is left to open
-
-
-class _Engine:
-    """One event loop in a thread of its own, one HTTP client: the same in a script and under a running loop."""
-
-    def __init__(self, generator: OpenAIGenerator) -> None:
-        import httpx2  # what openai is built on
-        import openai
-
-        self.key = (generator.api_key or os.environ.get("OPENAI_API_KEY") or "none").strip()
-        if not (self.key.isascii() and self.key.isprintable()):
-            raise GenerationError("the API key holds characters that no HTTP header can carry; check OPENAI_API_KEY")
-        base_url = generator.base_url.rstrip("/")
-        self.url = httpx2.URL(f"{base_url}/chat/completions")
-        # uvicorn, under most servers, drops idle connections after 5 s: drop them before a request meets a closing one.
-        limits = httpx2.Limits(max_connections=generator.concurrency, keepalive_expiry=4.0)
-        timeout = httpx2.Timeout(None, connect=min(generator.timeout, 30.0))  # the whole try has a deadline in _try
-        self.http = openai.DefaultAioHttpClient(limits=limits, timeout=timeout)
-        client = openai.AsyncOpenAI(api_key=self.key, base_url=base_url, http_client=self.http)
-        headers = {**client.default_headers, **client.auth_headers}
-        self.headers = {name: value for name, value in headers.items() if isinstance(value, str)}
-        self.process, started = os.getpid(), threading.Event()
-        self.thread = threading.Thread(target=asyncio.run, args=[self._live(started)], name="midb-openai", daemon=True)
-        self.thread.start()
-        started.wait()
-
-    async def _live(self, started: threading.Event) -> None:
-        self.loop, self.closing = asyncio.get_running_loop(), asyncio.Event()
-        async with self.http:
-            started.set()
-            await self.closing.wait()
-
-    def close(self) -> None:
-        """End the thread and its sockets: when the generator goes, or at the interpreter's exit."""
-        if self.process != os.getpid():
-            _left_behind.append(self)  # a fork shares its parent's sockets: collecting them would deafen the parent
-        elif not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self.closing.set)
-            if threading.current_thread() is not self.thread:
-                self.thread.join(5)
-
-
-_left_behind: list[_Engine] = []
 
 
 class _Outcome(NamedTuple):
     """What came of one request, and the wait that the server asks for."""
 
     completion: Completion
-    status: int = 0  # 0: nobody answered
+    status: int = 0  # 0: no answer
     wait: float | None = None
 
     @property
     def lives(self) -> bool:
-        """Whether somebody looked at the request, be the reply good, odd or a refusal of what it says."""
-        return 0 < self.status < 500 and self.status not in REFUSED | RETRIED
+        """Whether the server looked at the request, be the reply good, odd or a refusal of what it says."""
+        return 0 < self.status < 500 and self.status not in REFUSED | wire.RETRIED
 
 
 @dataclass
 class _Call:
-    """One `stream()`: its window of requests, and whether the endpoint still lives. Runs in the engine's thread."""
+    """One `stream()`: its window of requests, and whether the endpoint still lives. Runs in the endpoint's thread."""
 
     generator: OpenAIGenerator
-    engine: _Engine
-    prompts: Sequence[list[Message]]
+    endpoint: "Endpoint"
+    prompts: Iterator[list[Message]]
     sampling: Sampling
-    finished: Queue
+    finished: Queue = field(default_factory=SimpleQueue)
+    pulled: int = 0
+    exhausted: bool = False
+    raised: BaseException | None = None  # by the prompts
+    # Reentrant: a pull may set off the garbage collection that closes this very iterator.
+    pulling: threading.RLock = field(default_factory=threading.RLock)
     answered: int = 0
     unanswered_in_a_row: int = 0
     doubt: asyncio.Lock = field(default_factory=asyncio.Lock)
     dead: str = ""  # why
 
     async def run(self) -> None:
-        pending = enumerate(self.prompts)
         try:
             async with asyncio.TaskGroup() as window:
-                for _ in range(min(self.generator.concurrency, len(self.prompts))):
-                    window.create_task(self._work(pending))
+                for _ in range(self.generator.concurrency):
+                    if self.exhausted:
+                        break
+                    window.create_task(self._work())
+                    await asyncio.sleep(0)  # it pulls its first prompt
+            if self.raised:
+                self.finished.put(self.raised)
         except* Exception as errors:
             self.finished.put(errors.exceptions[0])
         finally:
             self.finished.put(None)
 
-    async def _work(self, pending: Iterator[tuple[int, list[Message]]]) -> None:
-        for position, messages in pending:
+    def _pull(self) -> tuple[int, list[Message]] | None:
+        """The next prompt; None at the end, and once the caller has closed the iterator."""
+        with self.pulling:
+            try:
+                if not self.exhausted:
+                    messages = next(self.prompts)
+                    self.pulled += 1
+                    return self.pulled - 1, messages
+            except StopIteration:
+                pass
+            except BaseException as error:  # any kind: the endpoint's thread must outlive it
+                self.raised = error
+            self.exhausted = True
+            return None
+
+    async def _work(self) -> None:
+        while True:
             # Nobody reads? Then ask no more: a caller who stops after three rows would pay for all of them, and one who
             # is killed would lose what waits here, on its way to the journal. So it is a window at most.
             while self.finished.qsize() >= self.generator.concurrency:
                 await asyncio.sleep(0.002)
+            if (pulled := self._pull()) is None:
+                return
+            position, messages = pulled
             outcome = await self._ask(messages, self.sampling, self.generator.max_retries + 1)
             if outcome.completion.error is None:
                 self.answered, self.unanswered_in_a_row = self.answered + 1, 0
@@ -222,7 +244,7 @@ class _Call:
         """A row got nothing after all its tries: its own fault, unless the canary gets nothing either."""
         self.unanswered_in_a_row += 1
         async with self.doubt:  # one canary at a time, and no further row before its news
-            window = min(self.generator.concurrency, len(self.prompts))
+            window = min(self.generator.concurrency, self.pulled)
             suspicious = max(FEWEST_DEAD, window) if self.answered else 1 if status in REFUSED else window
             if self.unanswered_in_a_row >= suspicious and not self.dead:
                 await self._send_canary()
@@ -237,20 +259,20 @@ class _Call:
         if outcome.lives or self.answered > answered:
             self.answered, self.unanswered_in_a_row = self.answered + 1, 0
         elif outcome.status in REFUSED:
-            self.dead = f"{self.engine.url} refused ({error}); check base_url, model and API key"
+            self.dead = f"{self.endpoint.url} refused ({error}); check base_url, model and API key"
         else:
-            self.dead = f"{unanswered} requests in a row got no answer from {self.engine.url} ({error}); "
+            self.dead = f"{unanswered} requests in a row got no answer from {self.endpoint.url} ({error}); "
             self.dead += "see that the server runs and start again, what a journal keeps is not asked twice"
 
     async def _ask(self, messages: list[Message], sampling: Sampling, most: int) -> _Outcome:
         """Try until there is an answer, a refusal for good, or no try left."""
-        body = {"model": self.generator.model, **_on_the_wire(sampling), **self.generator.extra_body}
+        body = {"model": self.generator.model, **wire.sampling_fields(sampling), **self.generator.extra_body}
         body = {name: value for name, value in body.items() if value is not None} | {"messages": messages}
-        content = json.dumps(body).encode()
+        content, limit = json.dumps(body).encode(), wire.reply_limit(body)
         tries, pause = 0, 0.25
         while True:
             answered_before = self.answered
-            outcome = await self._try(content)
+            outcome = await self._try(content, limit)
             tries += 1
             worth = most if not outcome.lives else min(BROKEN_TRIES, most) if outcome.status == 200 else 1
             if outcome.completion.error is None or tries >= worth or outcome.status in REFUSED:
@@ -261,89 +283,22 @@ class _Call:
             if outcome.status == 429 and self.answered > answered_before:
                 tries -= 1  # others get through: the server is well, and our turn will come
 
-    async def _try(self, content: bytes) -> _Outcome:
+    async def _try(self, content: bytes, limit: int) -> _Outcome:
         """Ask once."""
         try:
             async with asyncio.timeout(self.generator.timeout):
-                response = await self.engine.http.post(self.engine.url, content=content, headers=self.engine.headers)
-        except Exception as error:  # httpx2's errors, and aiohttp's own where the transport does not translate them
-            cause = error
-            while isinstance(cause.__cause__, Exception):
-                cause = cause.__cause__
-            code = "timeout" if isinstance(cause, TimeoutError) else "connection"
-            return _Outcome(self._failed(code, str(cause) or type(cause).__name__))
-        status, data = response.status_code, response.content
+                status, headers, data, whole = await self.endpoint.exchange("POST", self.endpoint.url, limit, content)
+        except Exception as error:
+            return _Outcome(self._failed(*wire.cause(error)))
+        if status == 200 and not whole:
+            return _Outcome(self._failed("broken_reply", f"the reply is larger than {limit} bytes"), status)
         if status == 200:
-            reply = _read(data)
+            reply = wire.read_reply(data)
             return _Outcome(reply if isinstance(reply, Completion) else self._failed(*reply), status)
-        return _Outcome(self._failed(f"http_{status}", _message(data)), status, _retry_after(response.headers))
+        said = wire.error_message(data)
+        if 300 <= status < 400:
+            said = wire.redirect_message(headers.get("Location", ""), self.endpoint.url)
+        return _Outcome(self._failed(f"http_{status}", said), status, wire.retry_after(headers))
 
     def _failed(self, code: str, detail: str) -> Completion:
-        """Say it in one short line, without the key should the server have echoed it."""
-        if len(self.engine.key) >= 8:
-            detail = detail.replace(self.engine.key, "[key]")
-        printable = "".join(character if character.isprintable() else " " for character in detail[:1000])
-        return Completion("", "error", error=f"{code}: {' '.join(printable.split())[:200]}")
-
-
-def _on_the_wire(sampling: Sampling) -> dict[str, Any]:
-    """Sampling as the API names it; None is left out of the request."""
-    return {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "max_tokens": sampling.max_tokens,
-        "seed": None if sampling.seed is None else sampling.seed + sampling.index,  # another draw, another seed
-        "logprobs": None if sampling.logprobs is None else True,
-        "top_logprobs": sampling.logprobs,
-    }
-
-
-def _read(data: bytes) -> Completion | tuple[str, str]:
-    """The completion in the body of a 200, or a code and a detail of what is wrong with it."""
-    match reply := _parse(data):
-        case {"choices": [{"message": {"content": str(text)}} as choice, *_]}:
-            pass
-        case {"choices": [{"message": {"content": [*parts]}} as choice, *_]}:
-            text = "".join(str(part.get("text") or "") for part in parts if isinstance(part, dict))
-        case {"choices": [{"message": {"content": None}, "finish_reason": "length" | "content_filter"} as choice, *_]}:
-            text = ""  # reasoning took all tokens, or a filter took the text: an answer, if an empty one
-        case {"choices": [] | [{"message": {"content": None}}, *_]}:
-            return "empty_reply", "the reply holds no text"
-        case _:
-            return "broken_reply", _message(data)
-    usage = reply["usage"] if isinstance(reply.get("usage"), dict) else {}
-    counts = {name: count for name, count in usage.items() if type(count) is int and 0 <= count < 2**63}
-    return Completion(
-        # JSON can carry half a surrogate pair (an emoji cut at max_tokens), which neither Arrow nor SQLite can hold.
-        text=text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),
-        finish_reason=str(choice.get("finish_reason") or "stop"),
-        prompt_tokens=counts.get("prompt_tokens"),
-        completion_tokens=counts.get("completion_tokens"),
-        logprobs=choice.get("logprobs"),
-    )
-
-
-def _message(data: bytes) -> str:
-    """What an error's body says: the shapes of OpenAI, vLLM and FastAPI, else the text as it is."""
-    match _parse(data):
-        case {"error": {"message": str(said)}} | {"error": str(said)} | {"message": str(said)} | {"detail": str(said)}:
-            return said
-    return data.decode("utf-8", "replace")
-
-
-def _parse(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """The wait that a server asks for, in seconds and within reason; None when it asks for none."""
-    for header, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        value = headers.get(header, "")
-        with contextlib.suppress(ValueError, OverflowError):
-            is_date = not value.replace(".", "").isdigit()
-            seconds = parsedate_to_datetime(value).timestamp() - time.time() if is_date else float(value) * unit
-            return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
-    return None
+        return Completion("", "error", error=f"{code}: {wire.one_line(detail, self.endpoint.secrets)}")

@@ -6,15 +6,15 @@ Knows the columns of edits and memory that stays flat: a few bytes a row, whatev
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from midb.distance import EDIT_DISTANCE, add_edit_distance
 from midb.errors import ColumnError
+from midb.hub.provenance import LONGEST, Run, read_run
 from midb.languages import BY_CODE, language_code
 from midb.schema import PAIR, RAW, Pair, without_format
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SAMPLES = 10
-FARTHEST = 1 << 16  # distances from here on are counted together
 BATCH_ROWS = 10_000
-_STATUS = ("boost_status", "boost_reason", "boosted_by")
+MOST_RUNS = 1_000  # counted apart; a file in which every row has settings of its own stays small in memory
+_STATUSES = ("boosted", "unchanged", "rejected", "failed", "not_run")
+_MADE = ("boosted_by", "boost_identity", "boost_settings")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
 
@@ -61,62 +62,51 @@ class Sample(NamedTuple):
     after: Pair
 
 
-@dataclass
+@dataclass(frozen=True)
 class LanguageFacts:
-    """The rows of one language. Filled while rows are read, and not changed afterwards.
+    """The rows of one language, or of all.
 
     Attributes:
         language: ISO code; empty where no row says it.
         rows: All of them.
-        boosted, unchanged: By `boost_status`; None where the rows have none.
-        rejected, failed: Reason → rows.
-        changed: Rows whose distance counts: those boosted, or all where no row has a status.
-        distances: How many of these went how many characters; the last place holds all that went farther.
-        characters: The sum of their distances.
+        boosted, unchanged: By `boost_status`.
+        rejected: Reason → rows.
+        failed: Reason → rows without an answer: `failed`, and `not_run`, which the budget left out.
+        distances: In characters, of the rows that count: those boosted, or all where no row has a status.
     """
 
     language: str
-    rows: int = 0
-    boosted: int | None = None
-    unchanged: int | None = None
-    rejected: dict[str, int] = field(default_factory=dict)
-    failed: dict[str, int] = field(default_factory=dict)
-    changed: int = 0
-    distances: "NDArray[np.int64]" = field(default_factory=lambda: np.zeros(FARTHEST + 1, np.int64), repr=False)
-    characters: int = 0
+    rows: int
+    boosted: int
+    unchanged: int
+    rejected: Counter[str]
+    failed: Counter[str]
+    distances: "NDArray[np.int32]"
 
     @property
     def name(self) -> str:
         """In English where the table of languages has it."""
-        return BY_CODE[self.language].name if self.language in BY_CODE else self.language or "not stated"
+        return language_name(self.language)
 
     @property
     def mean_distance(self) -> float | None:
         """In characters."""
-        return self.characters / self.changed if self.changed else None
+        return float(self.distances.mean()) if len(self.distances) else None
 
     @property
     def median_distance(self) -> float | None:
         """In characters; of an even number of rows the mean of the middle two."""
-        if not self.changed:
-            return None
-        middle = [(self.changed + 1) // 2, self.changed // 2 + 1]
-        return float(np.searchsorted(np.cumsum(self.distances), middle).mean())
-
-    @property
-    def reasons(self) -> dict[str, int]:
-        """Of the rejected and the failed."""
-        return dict(Counter(self.rejected) + Counter(self.failed))
+        return float(np.median(self.distances)) if len(self.distances) else None
 
     @property
     def boosted_share(self) -> Share:
         """Of the rows that were answered: a failed one may be boosted by a rerun."""
-        return Share(self.boosted or 0, self.rows - sum(self.failed.values()))
+        return Share(self.boosted, self.rows - self.failed.total())
 
     @property
     def rejected_share(self) -> Share:
         """Of the rows that were answered."""
-        return Share(sum(self.rejected.values()), self.rows - sum(self.failed.values()))
+        return Share(self.rejected.total(), self.rows - self.failed.total())
 
 
 @dataclass(frozen=True)
@@ -125,40 +115,33 @@ class EditFacts:
 
     Attributes:
         languages: By name.
+        total: All languages together.
         splits: Name → rows.
         columns: Name → type.
-        boosted_by: Who was asked → rows.
+        runs: How the rows were made, by their own word; the largest first.
+        other_runs: Rows of runs beyond the first `MOST_RUNS`.
         has_status: Whether a booster wrote the rows.
         samples: Changed rows, spread over splits and languages, and evenly over the rows of each.
     """
 
     languages: tuple[LanguageFacts, ...]
+    total: LanguageFacts
     splits: dict[str, int]
     columns: dict[str, str]
-    boosted_by: dict[str, int]
+    runs: tuple[Run, ...]
+    other_runs: int
     has_status: bool
     samples: tuple[Sample, ...]
 
     @property
     def rows(self) -> int:
         """In all splits."""
-        return sum(self.splits.values())
+        return self.total.rows
 
-    @cached_property
-    def total(self) -> LanguageFacts:
-        """All languages together."""
-        whole = LanguageFacts("", rows=self.rows)
-        for each in self.languages:
-            whole.distances += each.distances
-            whole.changed += each.changed
-            whole.characters += each.characters
-            for reasons, more in ((whole.rejected, each.rejected), (whole.failed, each.failed)):
-                for reason, count in more.items():
-                    reasons[reason] = reasons.get(reason, 0) + count
-        if self.has_status:
-            whole.boosted = sum(each.boosted or 0 for each in self.languages)
-            whole.unchanged = sum(each.unchanged or 0 for each in self.languages)
-        return whole
+
+def language_name(code: str) -> str:
+    """In English where the table of languages has it."""
+    return BY_CODE[code].name if code in BY_CODE else code or "not stated"
 
 
 def named_splits(dataset: Any, default: str = "train") -> dict[str, "Dataset"]:
@@ -195,14 +178,14 @@ def named_splits(dataset: Any, default: str = "train") -> dict[str, "Dataset"]:
     return splits
 
 
-def license_of(splits: Mapping[str, "Dataset"]) -> str | None:
-    """What the rows' own information says.
+def license_of(splits: Mapping[str, "Dataset"], license: str | None) -> str | None:
+    """The licence that the caller states, else the one that the rows' own information states.
 
     Raises:
         ValueError: It is no identifier.
     """
     said = next((split.info.license for split in splits.values() if split.info.license), None)
-    return check_license(said, "the rows' own information (info.license)")
+    return check_license(license, "license=") or check_license(said, "the rows' own information (info.license)")
 
 
 def check_license(license: str | None, who: str) -> str | None:
@@ -240,7 +223,7 @@ def read_languages(
         batches = [np.zeros(0, np.int16)]
         for table in _batches(split, ["language"]):
             values = table["language"].combine_chunks().dictionary_encode(null_encoding="encode")
-            places = [codes.setdefault(_code(said) or own, len(codes)) for said in values.dictionary.to_pylist()]
+            places = [codes.setdefault(_read_code(said) or own, len(codes)) for said in values.dictionary.to_pylist()]
             batches.append(np.array(places, np.int16)[values.indices.to_numpy()])
         by_split[name] = np.concatenate(batches)
     return list(codes), by_split
@@ -250,40 +233,48 @@ def read_edits(splits: Mapping[str, "Dataset"], language: str | None = None) -> 
     """Count a set of edits; distances are measured, and a column that tells them is not believed.
 
     Raises:
-        ColumnError: The rows are no edits, or their language is none.
+        ColumnError: The rows are no edits, or their language or status is none.
     """
     codes, places = read_languages(splits, language)
-    facts = [LanguageFacts(code) for code in codes]
-    boosted_by: dict[str, int] = {}
-    changed: dict[str, NDArray[np.bool_]] = {}
     features = next(iter(splits.values())).features
-    status = [name for name in _STATUS if name in features]
-    has_status = "boost_status" in status
+    has_status = "boost_status" in features
+    said = [name for name in ("boost_status", "boost_reason", *_MADE) if name in features]
+    statuses: Counter[tuple[int, str, str]] = Counter()
+    runs: Counter[tuple[str, ...]] = Counter()
+    distances = {}
     for name, split in splits.items():
-        measured = add_edit_distance(
-            split.select_columns([each for each in (*RAW, *PAIR, *status) if each in features])
-        )
-        masks, start = [np.zeros(0, bool)], 0
-        for table in _batches(measured, [*status, EDIT_DISTANCE]):
-            place = places[name][start : start + table.num_rows]
-            start += table.num_rows
-            if "boosted_by" in status:
-                _count(boosted_by, table["boosted_by"])
-            mask = np.ones(table.num_rows, bool)
+        measured = add_edit_distance(split.select_columns([each for each in (*RAW, *PAIR) if each in features]))
+        far = np.concatenate([each[EDIT_DISTANCE].to_numpy() for each in _batches(measured, [EDIT_DISTANCE])])
+        distances[name] = far.astype(np.int32)
+        start = 0
+        for table in _batches(split, said) if said else ():
+            here = slice(start, start := start + table.num_rows)
+            texts = {each: _as_text(table, each) for each in ("boost_status", "boost_reason", *_MADE)}
             if has_status:
-                mask = _count_status(facts, place, table)
-            _count_distances(facts, place[mask], table[EDIT_DISTANCE].to_numpy()[mask])
-            for at, rows in enumerate(np.bincount(place, minlength=len(facts))):
-                facts[at].rows += int(rows)
-            masks.append(mask & (table[EDIT_DISTANCE].to_numpy() > 0))
-        changed[name] = np.concatenate(masks)
+                _count_statuses(statuses, places[name][here], texts)
+                distances[name][here][texts["boost_status"].to_numpy(False) != "boosted"] = -1  # does not count
+            _count_runs(runs, texts)
+    place, far = np.concatenate(list(places.values())), np.concatenate(list(distances.values()))
+
+    def counted(code: str, mine: "NDArray[np.bool_]", here: Iterable[int]) -> LanguageFacts:
+        of: dict[str, Counter[str]] = {status: Counter() for status in _STATUSES}
+        for (at, status, reason), rows in statuses.items():
+            of[status][reason] += rows * (at in here)
+        boosted, unchanged = of["boosted"].total(), of["unchanged"].total()
+        failed = +of["failed"] + of["not_run"]
+        return LanguageFacts(code, int(mine.sum()), boosted, unchanged, +of["rejected"], failed, far[mine & (far >= 0)])
+
+    found = [counted(code, place == at, [at]) for at, code in enumerate(codes)]
+    unsaid = runs.pop((), 0)
     return EditFacts(
-        languages=tuple(sorted((each for each in facts if each.rows), key=lambda each: each.name)),
+        languages=tuple(sorted((each for each in found if each.rows), key=lambda each: each.name)),
+        total=counted("", np.ones(len(place), bool), range(len(codes))),
         splits={name: len(split) for name, split in splits.items()},
         columns={name: kind_of(kind) for name, kind in features.items()},
-        boosted_by={name: rows for name, rows in boosted_by.items() if name},
+        runs=tuple(read_run(rows, *made) for made, rows in runs.most_common()) if any(map(any, runs)) else (),
+        other_runs=unsaid,
         has_status=has_status,
-        samples=tuple(_samples(splits, codes, places, changed)),
+        samples=tuple(_samples(splits, codes, places, distances)),
     )
 
 
@@ -291,7 +282,7 @@ def _batches(split: "Dataset", columns: list[str]) -> Iterator[Any]:
     yield from split.select_columns(columns).with_format("arrow").iter(batch_size=BATCH_ROWS)
 
 
-def _code(said: Any) -> str:
+def _read_code(said: Any) -> str:
     if not said:
         return ""
     try:
@@ -302,59 +293,54 @@ def _code(said: Any) -> str:
         ) from error
 
 
-def _count(counts: dict[str, int], column: Any) -> None:
-    for each in column.value_counts().to_pylist():
-        counts[each["values"] or ""] = counts.get(each["values"] or "", 0) + each["counts"]
-
-
-def _count_status(facts: list[LanguageFacts], place: "NDArray[np.int16]", table: Any) -> "NDArray[np.bool_]":
-    """Count what became of the rows; true where one was boosted."""
+def _as_text(table: Any, name: str) -> Any:
+    """A column as text that is not too long; empty where it is missing, null, or of a kind that is no text."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    reason = table["boost_reason"] if "boost_reason" in table.column_names else pa.nulls(table.num_rows, pa.string())
-    code = pc.fill_null(pc.replace_substring_regex(reason, "(?s):.*", ""), "")
-    status = pc.fill_null(table["boost_status"], "")
-    grouped = pa.table({"place": place, "status": status, "code": code}).group_by(["place", "status", "code"])
-    for row in grouped.aggregate([([], "count_all")]).to_pylist():
-        of, count = facts[row["place"]], row["count_all"]
-        of.boosted, of.unchanged = of.boosted or 0, of.unchanged or 0
-        match row["status"]:
-            case "boosted":
-                of.boosted += count
-            case "unchanged":
-                of.unchanged += count
-            case "rejected":
-                of.rejected[row["code"]] = of.rejected.get(row["code"], 0) + count
-            case "failed":
-                of.failed[row["code"]] = of.failed.get(row["code"], 0) + count
-            case other:
-                raise ColumnError(
-                    f"boost_status holds {other!r:.40}; it is boosted, unchanged, rejected or failed: boost the rows with midb, "
-                    "or remove the column"
-                )
-    return np.asarray(pc.equal(status, "boosted").to_numpy(), bool)
+    nothing = pa.array([""] * table.num_rows, pa.string())
+    try:
+        texts = table[name].combine_chunks().cast(pa.string()) if name in table.column_names else nothing
+    except pa.ArrowException:  # a structure, a list, bytes
+        texts = nothing
+    return pc.utf8_slice_codeunits(pc.fill_null(texts, ""), 0, LONGEST + 1)
 
 
-def _count_distances(facts: list[LanguageFacts], place: "NDArray[np.int16]", distance: "NDArray[np.int64]") -> None:
-    cell = place.astype(np.int64) * (FARTHEST + 1) + np.minimum(distance, FARTHEST)
-    for at, count in zip(*np.unique(cell, return_counts=True), strict=True):
-        facts[at // (FARTHEST + 1)].distances[at % (FARTHEST + 1)] += count
-    rows, characters = np.bincount(place, minlength=len(facts)), np.bincount(place, distance, len(facts))
-    for of, more, far in zip(facts, rows, characters, strict=True):
-        of.changed += int(more)
-        of.characters += int(far)
+def _count_statuses(
+    counts: Counter[tuple[int, str, str]], place: "NDArray[np.int16]", texts: Mapping[str, Any]
+) -> None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    code = pc.replace_substring_regex(texts["boost_reason"], "(?s):.*", "")
+    table = pa.table({"place": place, "status": texts["boost_status"], "code": code})
+    for row in table.group_by(["place", "status", "code"]).aggregate([([], "count_all")]).to_pylist():
+        if row["status"] not in _STATUSES:
+            raise ColumnError(
+                f"boost_status holds {row['status']!r:.40}; it is one of {', '.join(_STATUSES)}: boost the rows with midb, or "
+                "remove the column"
+            )
+        counts[row["place"], row["status"], row["code"]] += row["count_all"]
+
+
+def _count_runs(counts: Counter[tuple[str, ...]], texts: Mapping[str, Any]) -> None:
+    import pyarrow as pa
+
+    table = pa.table({name: texts[name] for name in _MADE}).group_by(list(_MADE)).aggregate([([], "count_all")])
+    for row in table.to_pylist():
+        made = tuple(row[name] for name in _MADE)
+        counts[made if made in counts or len(counts) < MOST_RUNS else ()] += row["count_all"]
 
 
 def _samples(
-    splits: Mapping[str, "Dataset"], codes: list[str], places: Mapping[str, Any], changed: Mapping[str, Any]
+    splits: Mapping[str, "Dataset"], codes: list[str], places: Mapping[str, Any], distances: Mapping[str, Any]
 ) -> Iterator[Sample]:
     """Changed rows, as many as possible of each language of each split; what one has too few of, the others give."""
     rows = {
         (name, at): found
         for at in range(len(codes))
         for name in splits
-        if len(found := np.flatnonzero(changed[name] & (places[name] == at)))
+        if len(found := np.flatnonzero((distances[name] > 0) & (places[name] == at)))
     }
     of = list(rows)
     if len(of) > SAMPLES:

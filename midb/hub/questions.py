@@ -3,48 +3,16 @@
 Knows the columns that `midb.release` writes. Evaluation sets are small, so they are read whole.
 """
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from midb.errors import ColumnError
-from midb.hub.facts import kind_of, read_languages
-from midb.languages import BY_CODE
+from midb.hub.facts import kind_of, language_name, read_languages
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-# Sets that are told by their texts: title, and what they are.
-PUBLISHED = {
-    "": ("Questions", ""),
-    "mt-bench": (
-        "MT-Bench",
-        "They are MIDB's published MT-Bench files of these languages as midb reads them: machine translations of the 80 English questions, most of two "
-        "turns.",
-    ),
-    "alpaca-eval": (
-        "AlpacaEval",
-        "They are MIDB's published AlpacaEval files of these languages as midb reads them: machine translations of the 805 English instructions.",
-    ),
-}
-# What `_hash` gives of the ids and turns that `midb.release` reads from each published file.
-_HASHES = {
-    "mt-bench": {
-        "it": "a3ee377daaa66543", "es": "fa39d4a7c0fed1d4", "fr": "e1989923ccf766d2", "de": "712a5ca3b89e075e",
-        "ru": "2861251959535a87", "ar": "ae61b12aba19cead", "tr": "d27ad58cb7e6946f", "ja": "f5d35e63e29c9893",
-        "ko": "aaacbbee6074bbc2", "pt": "e183a6392ae101cd", "cs": "00aa6e62c00cf2e3", "el": "9f36d8fe0a06e0e1",
-        "id": "cedd5c3af25bc549", "th": "1814b408669b7d02", "vi": "7b60b537b2b66839", "ms": "a8ac20634c98a378",
-    },
-    "alpaca-eval": {
-        "it": "15fd15c17db42345", "es": "ac80f3b908bbc366", "fr": "f1607b87bfa1dc5a", "de": "e20db9de9d27f38f",
-        "ru": "1edb78216602f874", "ar": "fea3a1992c99f10e", "tr": "b8d49d422a94a6de", "ja": "ab08bb3db21ad771",
-        "ko": "538c0acdc064265d", "pt": "a657dc322997a11e", "cs": "cd7b53c84c6dc099", "el": "aa5b623a16e3e704",
-        "id": "2bab4de6474e0280", "th": "19ac2501a6c8aa1f", "vi": "db71b2895fe906d9", "ms": "4d8a69e779e90e8a",
-    },
-}  # fmt: skip
 
 
 class Question(NamedTuple):
@@ -71,7 +39,7 @@ class LanguageQuestions:
     @property
     def name(self) -> str:
         """In English where the table of languages has it."""
-        return BY_CODE[self.language].name if self.language in BY_CODE else self.language or "not stated"
+        return language_name(self.language)
 
 
 @dataclass(frozen=True)
@@ -79,7 +47,7 @@ class QuestionFacts:
     """An evaluation set in figures.
 
     Attributes:
-        published: `mt-bench` or `alpaca-eval` where each language has the very questions that `midb.release` gives; else empty.
+        description: What the rows' own information (`info.description`) says that they are.
         languages: By name.
         ids: How many different ones.
         common: How many are in every language.
@@ -90,7 +58,7 @@ class QuestionFacts:
         samples: One question, in each language that has it.
     """
 
-    published: str
+    description: str
     languages: tuple[LanguageQuestions, ...]
     rows: int
     ids: int
@@ -140,7 +108,7 @@ def read_questions(splits: Mapping[str, "Dataset"]) -> QuestionFacts:
     common = set.intersection(*(each.ids for each in languages))
     shown = next((id_ for id_ in texts if id_ in common), next(iter(texts)))
     return QuestionFacts(
-        published=_published(languages, texts),
+        description=next((split.info.description for split in splits.values() if split.info.description), ""),
         languages=tuple(languages),
         rows=sum(map(len, splits.values())),
         ids=len(texts),
@@ -153,21 +121,3 @@ def read_questions(splits: Mapping[str, "Dataset"]) -> QuestionFacts:
             Question(each.language, shown, texts[shown][each.language]) for each in languages if shown in each.ids
         ),
     )
-
-
-def _published(languages: Sequence[LanguageQuestions], texts: Mapping[Any, Mapping[str, list[str]]]) -> str:
-    """Which published set these are, told by the texts: anyone may have such ids and columns."""
-    found = {
-        each.language: _hash({id_: said[each.language] for id_, said in texts.items() if each.language in said})
-        for each in languages
-        if each.rows == len(each.ids)
-    }
-    for name, hashes in _HASHES.items():
-        if len(found) == len(languages) and found.items() <= hashes.items():
-            return name
-    return ""
-
-
-def _hash(questions: Mapping[Any, list[str]]) -> str:
-    lines = sorted(json.dumps([id_, turns], default=str) for id_, turns in questions.items())
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

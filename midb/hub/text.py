@@ -26,7 +26,10 @@ _SPECIAL = {
     for sign in "&<>\"'`*_{}[]|~$#\\!\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 }
 _LINE_ENDS = re.compile("\r\n|[\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]")
-_CONTROLS = {code: 0x2400 + code for code in range(32) if code != 9} | dict.fromkeys((127, *range(128, 160)), 65533)
+# A lone half of a surrogate pair, which JSON may hold, is in no file.
+_CONTROLS = {code: 0x2400 + code for code in range(32) if code != 9} | dict.fromkeys(
+    (127, *range(128, 160), *range(0xD800, 0xE000)), 65533
+)
 _LINE_START = re.compile(
     r"[ \t=+-]|\d{1,9}[.)](?:[ \t]|$)"
 )  # a list, a rule, code: where a template begins a line with a value

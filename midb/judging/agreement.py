@@ -1,19 +1,19 @@
-"""Whether a judge can be believed: with itself, with the other languages, with people, and corrected by people.
+"""Agreement of a judge: between its two orders, with other languages, with people; and scores corrected by people's labels.
 
 Knows verdicts ("a", "b", "tie", None for none) and statistics; no dataset, no prompt and no report. Every figure is None
-where it is not defined, such as a kappa with a rater who always says the same.
+where it is not defined, such as the kappa of a rater who always gives the same verdict.
 """
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from midb.errors import require_extra
-from midb.judging.statistics import SCORE, Z, cluster_table, interval, joint_bootstrap
+from midb.judging.statistics import SCORE, Z, by_cluster, interval, joint_bootstrap
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -26,7 +26,7 @@ CODE = {verdict: at for at, verdict in enumerate(ORDER)}
 
 
 class Consistency(NamedTuple):
-    """What swapping the two answers did to the verdicts; shares of the `n` pairs with a verdict in both orders."""
+    """How swapping the two answers changed the verdicts; shares of the `n` pairs with a verdict in both orders."""
 
     pairs: int
     n: int
@@ -72,33 +72,12 @@ def order_consistency(verdicts_ab: Sequence[str | None], verdicts_ba: Sequence[s
     )
 
 
-class Stability(NamedTuple):
-    """What asking again did: mean share of the most frequent verdict, and share of rows on which all samples agree."""
-
-    n: int
-    majority: float | None
-    unanimous: float | None
-
-
-def repetition_stability(samples: Sequence[Sequence[str | None]]) -> Stability:
-    """Compare several verdicts on the same comparison; no verdict counts as an outcome of its own.
-
-    Args:
-        samples: For each comparison its verdicts; one with a single sample says nothing and is left out.
-    """
-    repeated = [verdicts for verdicts in samples if len(verdicts) > 1]
-    if not repeated:
-        return Stability(0, None, None)
-    shares = [max(Counter(verdicts).values()) / len(verdicts) for verdicts in repeated]
-    return Stability(len(shares), sum(shares) / len(shares), sum(share == 1 for share in shares) / len(shares))
-
-
 # Two or more raters
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two raters agree on the pairs that both judged; the second is the reference where the two are not equals."""
+    """Agreement of two raters on the pairs that both judged; the second is the reference, if one of them is."""
 
     confusion: tuple[tuple[int, ...], ...]  # rows: the reference, columns: the first rater, both in the order a, tie, b
     low: float | None = None
@@ -119,19 +98,18 @@ class Agreement:
         """Share of the same verdict: the accuracy against a reference."""
         return self.agreed / self.n if self.n else None
 
-    @property
-    def kappa(self) -> float | None:
-        """Cohen's kappa: agreement beyond what the two raters' habits give by chance."""
-        return _kappa(self.confusion)
+    def kappa(self, weights: Literal["linear"] | None = None) -> float | None:
+        """Cohen's kappa: agreement beyond chance; None where a rater always says the same.
 
-    def macro(self) -> tuple[float, float, float]:
-        """Precision, recall and F1 against the reference, mean over the verdicts that occur; 0 where one is undefined."""
-        table = np.array(self.confusion, float)
-        hits, expected, given = np.diag(table), table.sum(1), table.sum(0)
-        occurs = expected + given > 0
-        parts = [hits / np.maximum(total, 1) for total in (given, expected, (expected + given) / 2)]
-        precision, recall, f1 = (float(part[occurs].mean()) if occurs.any() else 0.0 for part in parts)
-        return precision, recall, f1
+        Args:
+            weights: `linear` takes a tie as half way between a and b, so that a for b is the worse mistake.
+        """
+        require_extra("statsmodels", "judge")
+        from statsmodels.stats.inter_rater import cohens_kappa
+
+        if _constant(self.confusion):
+            return None
+        return float(cohens_kappa(self.confusion, wt=weights, return_results=False))
 
 
 def agreement(
@@ -165,31 +143,10 @@ def agreement(
         table[CODE[other], CODE[one]] += 1
     ends = None
     if clusters is not None and known:
-        same = cluster_table([float(one == other) for one, other, _ in known], [row for *_, row in known])
-        ends = interval(joint_bootstrap(same.sums, same.counts, n_resamples=n_resamples, seed=seed)[:, 0])
+        same = by_cluster([float(one == other) for one, other, _ in known], [row for *_, row in known])
+        sums, counts = (each[:, None] for each in same)
+        ends = interval(joint_bootstrap(sums, counts, n_resamples=n_resamples, seed=seed)[:, 0])
     return Agreement(tuple(map(tuple, table.tolist())), *(ends or (None, None)))
-
-
-def cohen_kappa(
-    a: Sequence[str | None], b: Sequence[str | None], *, weights: Literal["linear", "quadratic"] | None = None
-) -> float | None:
-    """Cohen's kappa of two raters; None where one of them always says the same.
-
-    Args:
-        a: Verdicts of one rater.
-        b: Verdicts of the other on the same pairs; None of either leaves the pair out.
-        weights: Take a tie as half way between a and b, so that a for b is the worse mistake.
-    """
-    return _kappa(agreement(a, b).confusion, weights)
-
-
-def _kappa(table: "ArrayLike", weights: str | None = None) -> float | None:
-    require_extra("statsmodels", "judge")
-    from statsmodels.stats.inter_rater import cohens_kappa
-
-    if _constant(table):
-        return None
-    return float(cohens_kappa(table, wt=weights, return_results=False))
 
 
 def _constant(table: "ArrayLike") -> bool:
@@ -197,56 +154,24 @@ def _constant(table: "ArrayLike") -> bool:
     return min((counts.sum(0) > 0).sum(), (counts.sum(1) > 0).sum()) < 2
 
 
-def fleiss_kappa(table: "ArrayLike") -> float | None:
-    """Fleiss' kappa; None for fewer than two raters, and where all always say the same.
+def fleiss_kappa(counts: "NDArray[np.int_]") -> float | None:
+    """Fleiss' kappa; None without a question or a second rater, and where all always say the same.
 
     Args:
-        table: How many raters gave each question (row) each verdict (column); every question by as many raters.
-
-    Raises:
-        ValueError: Some questions have more verdicts than others.
+        counts: How many raters gave each question (row) each verdict (column); every question by as many raters.
     """
-    require_extra("statsmodels", "judge")
-    from statsmodels.stats.inter_rater import fleiss_kappa
+    from statsmodels.stats.inter_rater import fleiss_kappa as kappa
 
-    counts = np.asarray(table)
     if not counts.size or counts.sum(1).max() < 2 or (counts.sum(0) > 0).sum() < 2:
         return None
-    if np.ptp(counts.sum(1)):
-        raise ValueError(
-            f"Fleiss' kappa needs as many verdicts for each question, and there are {counts.sum(1).min()} to "
-            f"{counts.sum(1).max()}; keep the complete questions, or use krippendorff_alpha, which allows for gaps"
-        )
-    return float(fleiss_kappa(counts))
-
-
-def krippendorff_alpha(
-    ratings: Sequence[Sequence[str | float | None]], *, level: Literal["nominal", "ordinal", "interval"] = "nominal"
-) -> float | None:
-    """Krippendorff's alpha, which allows for gaps; None where no question has two verdicts, or all are the same.
-
-    Args:
-        ratings: One row per rater, one column per question; verdicts or numbers, None for a gap.
-        level: Whether verdicts are mere names, or a tie lies between a and b.
-    """
-    require_extra("evalica", "judge")
-    import pyarrow as pa
-    from evalica import InsufficientRatingsError, alpha
-
-    numbers = [[SCORE.get(value, value) if isinstance(value, str) else value for value in row] for row in ratings]
-    questions = {str(at): pa.array(column, pa.float64()) for at, column in enumerate(zip(*numbers, strict=True))}
-    try:
-        found = alpha(pa.table(questions).to_pandas(), distance=level)
-    except InsufficientRatingsError:
-        return None
-    return float(found.alpha) if found.expected else None
+    return float(kappa(counts))
 
 
 # With the other languages
 
 
 class LanguageAgreement(NamedTuple):
-    """How the verdicts in one language agree with those in the others, on the questions where the others have a majority."""
+    """Agreement of one language's verdicts with the others', on the questions where the others have a majority."""
 
     n: int
     share: float | None
@@ -257,15 +182,12 @@ class LanguageAgreement(NamedTuple):
     p_value: float | None  # one-sided, of no more agreement than chance
 
 
-@dataclass(frozen=True)
-class CrossLanguage:
-    """Whether verdicts on translations of one question agree, over all languages and for each against the others."""
+class CrossLanguage(NamedTuple):
+    """Agreement of the verdicts on translations of one question: over all languages, and each against the others."""
 
-    questions: int
     complete: int  # questions with a verdict in every language: those that Fleiss' kappa reads
     fleiss: float | None
-    languages: Mapping[str, LanguageAgreement] = field(default_factory=dict)
-    pairwise: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)  # share of the same verdict
+    languages: dict[str, LanguageAgreement]
 
 
 def cross_language(
@@ -278,9 +200,8 @@ def cross_language(
 ) -> CrossLanguage:
     """Compare the verdicts of each language with the majority of the others, question by question.
 
-    The questions are translations of each other, and so are the answers' tasks: a language whose verdicts have nothing to
-    do with those of the others is one in which the judge may not be reliable. It may also be one in which the answers
-    differ, so the figure is to be read beside the flips between the orders.
+    The questions are translations of each other. If the verdicts of a language are unrelated to those of the others, the
+    judge may be unreliable in it, or the answers may differ: read the figure beside the consistency of the two orders.
 
     Args:
         questions: What the languages share: an id, or an id with its turn.
@@ -312,29 +233,17 @@ def cross_language(
     same = (votes * majority).sum(2) * counted
     draws = joint_bootstrap(same, counted, n_resamples=n_resamples, seed=seed)
     complete = votes[judged.all(axis=1)].sum(1)
-    given = np.where(judged, votes.argmax(2), -1)
     return CrossLanguage(
-        questions=len(rows),
         complete=len(complete),
         fleiss=fleiss_kappa(complete),
         languages={
             language: _against_majority(votes[counted[:, at], at].T @ majority[counted[:, at], at], draws[:, at])
             for language, at in columns.items()
         },
-        pairwise={
-            one: {other: _same(given[:, i], given[:, j]) for other, j in columns.items() if i != j}
-            for one, i in columns.items()
-        },
     )
 
 
-def _same(one: "NDArray[np.int_]", other: "NDArray[np.int_]") -> float | None:
-    both = (one >= 0) & (other >= 0)
-    return float(np.mean(one[both] == other[both])) if both.any() else None
-
-
 def _against_majority(table: "ArrayLike", draws: "ArrayLike") -> LanguageAgreement:
-    require_extra("statsmodels", "judge")
     from statsmodels.stats.inter_rater import cohens_kappa
 
     counts = np.asarray(table)
@@ -354,7 +263,7 @@ def _against_majority(table: "ArrayLike", draws: "ArrayLike") -> LanguageAgreeme
 
 
 class PeopleAgreement(NamedTuple):
-    """How often the judge agrees with a person, and two people with each other: the second is what can be hoped for."""
+    """Agreement of the judge with people, and of people with each other, which bounds the first."""
 
     judge: Agreement
     people: Agreement
@@ -363,7 +272,7 @@ class PeopleAgreement(NamedTuple):
 def against_people(
     verdicts: Mapping[Hashable, str | None], votes: Mapping[Hashable, Sequence[str | None]], *, ties: bool = True
 ) -> PeopleAgreement:
-    """Compare a judge with every person who voted on the same comparison, and these with each other.
+    """Compare a judge with every person who voted on the same comparison, and these people with each other.
 
     Args:
         verdicts: The judge's merged verdict on each comparison.
@@ -434,14 +343,14 @@ def calibrated_rate(
 def allocate_labels(
     total: int, rate: float, *, specificity: float, sensitivity: float, pilot: int = 10
 ) -> tuple[int, int]:
-    """How many losses and how many wins to have labelled, so that the interval of `calibrated_rate` is shortest.
+    """Numbers of losses and of wins to label, so that the interval of `calibrated_rate` is shortest.
 
     Args:
-        total: How many labels there are to give.
+        total: Number of labels to collect.
         rate: Share that the judge calls a win.
         specificity: As found on the first `pilot` labelled losses.
         sensitivity: As found on the first `pilot` labelled wins.
-        pilot: How many of each are labelled already; no fewer are returned.
+        pilot: Number of each that is labelled already; the result is at least as large.
 
     Source: Lee et al., arXiv 2511.21140.
     """
@@ -454,13 +363,13 @@ def allocate_labels(
 
 
 def prediction_powered(people: "ArrayLike", judge: "ArrayLike", rest: "ArrayLike", *, tuned: bool = True) -> Calibrated:
-    """Win score as people would give it: the judge's on all the rest, moved by its mean error where people labelled.
+    """Win score as people would give it: the judge's score on the unlabelled pairs, corrected by its mean error on the labelled.
 
     Args:
         people: Scores by people on the labelled pairs: 1, 0.5 or 0.
         judge: The judge's scores on the same pairs.
-        rest: The judge's scores on the pairs that nobody labelled.
-        tuned: Trust the judge as far as it agrees with people; False trusts it in full.
+        rest: The judge's scores on the unlabelled pairs.
+        tuned: Weight the judge by its covariance with people; False gives it the weight 1.
 
     Returns:
         All None below two labels, or below two pairs of the rest.

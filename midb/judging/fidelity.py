@@ -1,6 +1,6 @@
-"""Is an answer in the language of its question? An English answer may win a Thai question, and should be counted apart.
+"""Is an answer in the language of its question? An English answer may win a Thai question, and is counted separately.
 
-Knows texts and language codes. It says so only where it is sure: short texts, code and mixtures are left open.
+Knows texts and language codes. Short texts, code and mixtures have no result.
 """
 
 from midb.identify import ISO_15924, glance, languages, letters, prose, scripts, together, twins, width
@@ -11,13 +11,13 @@ UNLIKELY = 0.05
 
 
 def off_language(text: str, language: str) -> bool | None:
-    """Whether the text is in another language than `language`; None where that cannot be told.
+    """Whether the text is in another language than `language`; None if that cannot be decided.
 
-    A language with a script of its own is told by its letters; the others by an identifier, which never blames Malay for
-    Indonesian and the like.
+    A language with its own script is identified by its letters, the others by a language identifier, in which close
+    languages such as Malay and Indonesian count as one.
 
     Args:
-        language: ISO 639-1 code; one that is not known leaves everything open.
+        language: ISO 639-1 code; the result for an unknown code is None.
     """
     if not twins(language):
         return None

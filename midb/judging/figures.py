@@ -1,7 +1,7 @@
 """Verdict rows → figures: rates with their intervals, for all rows, for each language, and for how much was changed.
 
-Knows arrays and statistics; no dataset and no words. Every rate is computed as a margin (wins less losses), which changes
-its sign exactly when the two sides are exchanged, and becomes a score at the end: so the exchanged report is the mirrored one.
+Knows arrays and statistics; no dataset and no words. Every rate is computed as a margin (wins less losses) and converted to a
+score at the end: exchanging the two sides flips the sign of a margin exactly, so the exchanged report is an exact mirror.
 """
 
 import math
@@ -13,10 +13,12 @@ import numpy as np
 
 from midb.judging.agreement import Consistency, CrossLanguage, LanguageAgreement, cross_language, order_consistency
 from midb.judging.health import related_to_nothing
-from midb.judging.length import LengthControl, length_controlled, length_controlled_mean
-from midb.judging.rows import UNANSWERED, Rows
+from midb.judging.length import LengthControl, length_controlled
+from midb.judging.rows import Rows
 from midb.judging.statistics import (
+    NOTHING,
     SCORE,
+    Figure,
     clustered_se,
     detectable,
     few_clusters,
@@ -43,46 +45,21 @@ FEWEST_CHANGED = 30  # rows for a dose-response: three in a decile
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A rate with its 95 % interval. None where there is nothing to compute it from.
-
-    The interval draws questions with replacement, all languages and turns of one together, and takes the middle 95 % of the
-    draws. It is widened for few questions (Student's t) and where nearly all of them went the same way (Wilson's bound for
-    what so many questions need not have shown): see `statistics.widened`.
-
-    Attributes:
-        value: As a share, 0.5 for half.
-        low: Lower end.
-        high: Upper end.
-        se: Standard error, clustered by question; None below two questions.
-        n: Comparisons that it counts.
-        n_clusters: Questions that they belong to.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    se: float | None
-    n: int
-    n_clusters: int
-
-
-@dataclass(frozen=True)
 class Tally:
-    """What became of the comparisons; None where the rows do not say.
+    """Counts of the comparisons by outcome; None where the rows lack the columns.
 
     Attributes:
-        comparisons: Rows with both sides; the unmatched are none.
+        comparisons: Rows with both sides; unmatched rows do not count.
         win: Better in dataset a. With rule `average`: leaning to it.
         tie: Equal.
         loss: Better in dataset b.
         dropped: Opposite verdicts, which the rule `decisive` leaves out.
         no_verdict: Status → rows without a verdict.
-        identical: Equal answers, a tie without a call.
-        forfeits: An empty answer, decided without a call.
+        identical: Ties without a call, because the answers are equal.
+        forfeits: Wins without a call, because one answer is empty.
         unmatched: Rows that only one dataset has.
         not_run: Left out because the budget was spent; counted in `no_verdict` too.
-        answers_with_token: Rows in which an answer holds a verdict token.
+        answers_with_token: Rows in which an answer contains a verdict token.
         off_language_a: Answers of a that are not in the language of their row.
         off_language_b: Answers of b likewise.
         coverage: Share of the comparisons with a verdict; None for none of none.
@@ -110,23 +87,22 @@ class Group:
 
     Attributes:
         group: The value; empty where it is unknown, or for all rows.
-        counts: What became of its comparisons.
+        counts: Its comparisons by outcome.
         win_score: Wins and half the ties (CoachLM's WR1).
         net_margin: Wins less losses; MIDB's published figure.
         wr2: Wins of the decided ones, with Wilson's interval, widened where questions repeat and are few.
         qs: Share that is at least as good.
         p_sign: Exact sign test over questions.
         p_permutation: Sign flips over questions.
-        p_holm: The latter, corrected for asking every language.
-        detectable: Smallest true difference of the win score that so many questions find four times of five; None for
-            few questions.
+        p_holm: `p_permutation` with Holm's correction over the languages.
+        detectable: Smallest true difference of the win score that is found with power 80 %; None for few questions.
         covered: Share with a verdict of the comparisons that the judge answered.
         consistent: Share with the same verdict in both orders, of those with a verdict in both.
         opposite: Share in which one order says a and the other b.
-        first_place: Share leaning to the answer shown first less that leaning to the second: 0 is no taste for a place.
-        orders: How often the judge kept its verdict when the two answers changed places.
-        agreement: How far a language's verdicts agree with those of the others on the same question.
-        unreliable: The judge's verdicts in this language are related neither to each other nor to other languages.
+        first_place: Share that prefers the answer shown first less the share that prefers the second: 0 is no position bias.
+        orders: Consistency of the verdicts when the two answers change places.
+        agreement: Agreement of a language's verdicts with those of the other languages on the same question.
+        unreliable: The judge's verdicts in this language agree neither with each other nor with other languages.
         on_language: Win score without answers in a wrong language.
         length: Win score if both answers were as long.
     """
@@ -229,7 +205,9 @@ class Figures:
             wr2=self._decided(margin),
             qs=self._score(at_least, draws[:, 1]),
             p_sign=sign_test(int((by_question > 0).sum()), int((by_question < 0).sum())) if known else None,
-            p_permutation=self._permutation(by_question) if known else None,
+            p_permutation=permutation_test(by_question / 2, n_resamples=self.n_resamples, seed=self.seed)
+            if known
+            else None,
             p_holm=None,
             detectable=detectable(win_score.se) if win_score.n_clusters > FEW else None,
             covered=self._score(covered, draws[:, 2]),
@@ -244,7 +222,7 @@ class Figures:
         """The figures of each language, what they say of each other, and their mean."""
         corrected = holm([each.p_permutation if each.group else None for each in self.tables["language"]])
         across = self._across()
-        lengths, mean = self._lengths()
+        lengths, mean = self.lengths([each for each in self.parts["language"] if each[0]])
         groups = []
         for group, p_holm in zip(self.tables["language"], corrected, strict=True):
             name = group.group
@@ -285,18 +263,11 @@ class Figures:
             complete=across.complete,
         )  # fmt: skip
 
-    def length(self, part: "Mask") -> LengthControl | None:
-        """Win score at equal length; for one language, since lengths of two have no common measure."""
-        return None if (rows := self._length_rows(part)) is None else length_controlled(*rows, seed=self.seed)
-
-    def _lengths(self) -> tuple[dict[str, LengthControl], Figure | None]:
-        """The same for each language, and the mean of these."""
-        parts = {name: rows for name, part in self.parts["language"] if name and (rows := self._length_rows(part))}
-        controls, mean = length_controlled_mean(list(parts.values()), seed=self.seed)
-        figure = None
-        if mean.win_score is not None:
-            figure = Figure(mean.win_score, mean.low, mean.high, None, mean.n, mean.n_clusters)
-        return dict(zip(parts, controls, strict=True)), figure
+    def lengths(self, parts: Sequence[tuple[str, "Mask"]]) -> tuple[dict[str, LengthControl], Figure | None]:
+        """Win score at equal length of each part, and their mean; a part is one language, as lengths have no other measure."""
+        told = {name: rows for name, part in parts if (rows := self._length_rows(part))}
+        controls, mean = length_controlled(list(told.values()), seed=self.seed)
+        return dict(zip(told, controls, strict=True)), mean if mean.n else None
 
     def _length_rows(self, part: "Mask") -> tuple[list[float], list[float], list[float], list[int]] | None:
         numbers = self.rows.numbers
@@ -335,18 +306,6 @@ class Figures:
         answered = self.rows.answered
         return float(self.rows.has_verdict[answered].mean()) if answered.any() else None
 
-    def unanswered(self) -> tuple[int, int]:
-        """Comparisons, and how many of them another run would ask."""
-        status = self.rows.status
-        alone = int(np.isin(status, ("unmatched_a", "unmatched_b")).sum())
-        return len(status) - alone, int(np.isin(status, UNANSWERED).sum())
-
-    def same_in_both_orders(self) -> tuple[int, int]:
-        """Comparisons that the judge decided in both orders, and how many of them alike."""
-        ab, ba = self.rows.orders or ([], [])
-        both = [one == other for one, other in zip(ab, ba, strict=True) if one is not None and other is not None]
-        return len(both), sum(both)
-
     def judged_equal_answers(self) -> tuple[int, int]:
         """Equal answers that the judge was shown, in the first turn, and how many it called a tie."""
         distance = self.rows.numbers.get(DISTANCE)
@@ -364,7 +323,7 @@ class Figures:
         questions = self.rows.question[known]
         n, n_clusters = int(known.sum()), len(np.unique(questions))
         if not n:
-            return Figure(None, None, None, None, 0, 0)
+            return NOTHING
         mean = float(values[known].mean())
         low, high = widened(mean, _mirrored(draws), self._means(values), (-1.0, 1.0))
         return Figure(mean, low, high, clustered_se(values[known].tolist(), questions.tolist()), n, n_clusters)
@@ -388,7 +347,7 @@ class Figures:
         questions = self.rows.question[np.abs(margin) > 0]
         n, n_clusters = len(decided), len(np.unique(questions))
         if not n:
-            return Figure(None, None, None, None, 0, 0)
+            return NOTHING
         mean = float(decided.mean())
         se, naive = clustered_se(decided.tolist(), questions.tolist()), clustered_se(decided.tolist())
         effect = max(1.0, (se / naive) ** 2) if se and naive and n_clusters < n else n / n_clusters
@@ -416,9 +375,6 @@ class Figures:
         counts = self._sums(np.where(np.isnan(values), np.nan, 1.0))
         return self._sums(values)[counts > 0] / counts[counts > 0]
 
-    def _permutation(self, by_question: "Floats") -> float:
-        return permutation_test(by_question / 2, n_resamples=self.n_resamples, seed=self.seed)
-
     def _orders(self, part: "Mask") -> Consistency | None:
         if self.rows.orders is None:
             return None
@@ -443,7 +399,7 @@ class Figures:
 
 
 def _habits(rows: Rows) -> list["Floats"]:
-    """What each row says of the judge: a verdict (1, else -1), the same in both orders, opposite, leaning to the first place."""
+    """Per row, 1 or -1: has a verdict, the same in both orders, opposite, and prefers the first place (1) or the second (-1)."""
     nothing = np.full(len(rows.margin), np.nan)
     covered = np.where(rows.answered, np.where(rows.has_verdict, 1.0, -1.0), nothing)
     if rows.orders is None:

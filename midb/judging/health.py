@@ -1,8 +1,8 @@
-"""Is the judge fit to be believed? Its controls, its two orders and its coverage, against stated limits.
+"""Can the judge be believed? Its controls, its two orders and its coverage are tested against fixed limits.
 
-Knows counts; not what was compared. A judge that fails has its headline withheld, so the limits are exact: they refuse what
-is hardly possible for a good judge, at any number of controls, rather than what falls below a round share. Where a limit can
-refuse nobody, that is told: such controls are neither failed nor passed.
+Knows counts; not what was compared. The report of a judge that fails has no headline, so the limits are exact tests: they
+refuse a result that is very improbable for a good judge, at any number of controls, and not a share below a round number.
+Controls that are too few to refuse any judge have neither failed nor passed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,12 +45,12 @@ class Control:
 
     Attributes:
         kind: As in `midb.judging.controls`, or `distance_0`: rows of the run whose two answers are equal.
-        expected: What a judge that is right says, in words.
-        n: How many the judge was asked.
-        behaved: How many of these came out as they must.
-        unread: How many did not because an order has no verdict.
-        needed: With fewer than this the judge is refused; 0: they are too few to refuse anybody.
-        passed: Whether enough of them came out as they must; None: too few to tell.
+        expected: The right verdict, in words.
+        n: Controls that the judge was asked.
+        behaved: Controls with the right outcome.
+        unread: Controls without a verdict in one of the orders.
+        needed: The judge is refused below this number; 0: too few controls to refuse any judge.
+        passed: Whether enough controls have the right outcome; None: too few to tell.
     """
 
     kind: str
@@ -68,11 +68,11 @@ class Health:
 
     Attributes:
         fit: There is no reason against a headline.
-        believed: There is none against the judge; the run may be incomplete all the same.
-        reasons: Whole sentences, none of which quotes the data.
-        notes: What was not put to the test, in whole sentences. Nothing here is a pass.
+        believed: There is no reason against the judge; the run may still be incomplete.
+        reasons: Full sentences without text of the data.
+        notes: What was not tested, in full sentences.
         controls: By kind; empty: not run.
-        coverage: Share with a verdict of the comparisons that the judge answered; None where it was asked nothing.
+        coverage: Share with a verdict of the comparisons that the judge answered; None if it was not asked.
         consistent: Share of the comparisons that got the same verdict in both orders; None where no two orders are known.
     """
 
@@ -88,18 +88,18 @@ class Health:
 def judge_health(
     controls: Iterable[Mapping[str, Any]],
     coverage: float | None,
-    orders: tuple[int, int],
-    equal_answers: tuple[int, int],
+    orders: Consistency | None = None,
+    equal_answers: tuple[int, int] = (0, 0),
     unanswered: tuple[int, int] = (0, 0),
 ) -> Health:
-    """Hold the judge against the limits.
+    """Test the judge against the limits.
 
     Args:
-        controls: What it said of each: `kind`, `verdict_ab`, `verdict_ba`, and the statuses where they are known.
-        coverage: Share with a verdict of the comparisons that it answered; None where it was asked nothing.
-        orders: Comparisons with a verdict in both orders, and how many of them with the same.
+        controls: Its verdicts: `kind`, `verdict_ab`, `verdict_ba`, and the statuses where they are known.
+        coverage: Share with a verdict of the comparisons that it answered; None if it was not asked.
+        orders: Consistency of all comparisons; None if there are no verdicts in two orders.
         equal_answers: Comparisons of equal answers with a verdict, and how many are ties.
-        unanswered: Comparisons, and how many of them were never asked, or got no answer: the run is not at its end.
+        unanswered: Comparisons, and how many of them were not asked or got no answer: the run is incomplete.
     """
     told = [each for each in controls if not {each.get("status_ab"), each.get("status_ba")} & set(_UNASKED)]
     outcomes = {kind: [_behaved(each) for each in told if each["kind"] == kind] for kind in _EXPECTED}
@@ -131,7 +131,8 @@ def judge_health(
         notes += [f"no control tells whether {expected}" for expected in none]
     if coverage is not None and coverage < COVERAGE:
         reasons.append(f"{coverage:.0%} of the judged comparisons have a verdict, fewer than {COVERAGE:.0%}")
-    judged, same = orders
+    judged, share = (orders.n, orders.consistent) if orders else (0, None)
+    same = round(judged * (share or 0.0))
     if judged and _quantile([judged], [CONSISTENT], ESTABLISHED) > same:
         reasons.append(
             f"{same:,} of {judged:,} comparisons have the same verdict in both orders, fewer than half: most verdicts are "
@@ -143,7 +144,6 @@ def judge_health(
         reasons.append(
             f"the run is incomplete, {lacking:,} of {comparisons:,} comparisons were not asked or got no answer: run it again"
         )
-    share = same / judged if judged else None
     return Health(not reasons, believed, tuple(reasons), tuple(notes), kinds, coverage, share)
 
 
@@ -159,7 +159,7 @@ def _good(control: Control) -> str:
 
 
 def _needed(controls: Sequence[Control]) -> int:
-    """How many of these together a good judge gets right, but for one run of 200."""
+    """The number that a good judge gets right in all but one of 200 runs."""
     rates = [UNMOVED if control.kind == "planted" else RIGHT for control in controls]
     return _quantile([control.n for control in controls], rates, REFUSED)
 
@@ -176,9 +176,9 @@ def _quantile(numbers: Sequence[int], rates: Sequence[float], at: float) -> int:
 
 
 def related_to_nothing(agreement: LanguageAgreement | None, orders: Consistency | None) -> bool:
-    """Whether a language's verdicts are those of a coin: no more like the other languages' than chance, nor like each other.
+    """Whether a language's verdicts agree by chance only, both with other languages and between the two orders.
 
-    Either alone may have a good reason: answers differ between languages, and close answers flip.
+    One of the two alone may have a good reason: answers differ between languages, and verdicts on close answers flip.
     """
     if agreement is None or agreement.n < FEWEST or orders is None or orders.consistent is None:
         return False
@@ -188,7 +188,7 @@ def related_to_nothing(agreement: LanguageAgreement | None, orders: Consistency 
 
 
 def _behaved(control: Mapping[str, Any]) -> bool | None:
-    """Whether a control came out as it must; None where an order has no verdict."""
+    """Whether a control has the right outcome; None if an order has no verdict."""
     ab, ba = control["verdict_ab"], control["verdict_ba"]
     if control.get("status_ba") == "not_asked":
         ba = ab

@@ -1,8 +1,7 @@
 """The win score that a would have if its answers were as long as those of b.
 
-Knows scores, lengths and questions. Judges like long answers, so a score is read beside this one. It is no defence against
-a system that games the judge: an answer that says nothing, of any length, is for the controls to catch. Lengths are compared
-within one language only, where a character is a character.
+Knows scores, lengths and questions. Judges like long answers, so a score is read beside this one. It does not detect a system
+that games the judge, such as an answer that says nothing: the controls do. Lengths are compared within one language only.
 """
 
 import math
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from midb.errors import require_extra
-from midb.judging.statistics import CHUNK_CELLS, cluster_table, interval, resamples, widened
+from midb.judging.statistics import CHUNK_CELLS, NOTHING, Figure, by_cluster, interval, resamples, widened
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -38,85 +36,52 @@ class LengthControl(NamedTuple):
     n: int
 
 
-class LengthMean(NamedTuple):
-    """Mean over the languages of the win scores at equal length, with its 95 % interval; None without any."""
-
-    win_score: float | None
-    low: float | None
-    high: float | None
-    n: int
-    n_clusters: int
-
-
 def length_controlled(
-    scores: Sequence[float | None],
-    len_a: Sequence[float],
-    len_b: Sequence[float],
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    n_resamples: int = 1_000,
-    seed: int = 0,
-) -> LengthControl:
-    """Fit P(a wins) = sigmoid(theta + phi * tanh(gap / sd(gap))) to one language, and take the length term away.
-
-    The fit has no penalty, which could switch the control off. Exchanging the sides turns the result exactly. What it takes
-    away is a taste that grows with the gap and levels off; of a judge that asks only which answer is longer, by however
-    little, a part remains.
-
-    Args:
-        scores: 1, 0.5 or 0 for each row, or a preference in between; None is left out.
-        len_a: Length of what dataset a showed, in characters.
-        len_b: The same of dataset b.
-        clusters: The question of each row; None takes every row for itself.
-        n_resamples: Resamples of questions; the whole fit is repeated in each.
-        seed: The same seed gives the same interval.
-
-    Source: The model of AlpacaEval's length-controlled win rate (arXiv 2404.04475), without its term for questions.
-    """
-    rows = range(len(scores)) if clusters is None else clusters
-    (found,), _ = length_controlled_mean([(scores, len_a, len_b, rows)], n_resamples=n_resamples, seed=seed)
-    return found
-
-
-def length_controlled_mean(
     languages: Sequence[tuple[Sequence[float | None], Sequence[float], Sequence[float], Sequence[Hashable]]],
     *,
     n_resamples: int = 1_000,
     seed: int = 0,
-) -> tuple[list[LengthControl], LengthMean]:
-    """Fit each language for itself, and take the mean of those that have a score, each counting the same.
+) -> tuple[list[LengthControl], Figure]:
+    """Fit P(a wins) = sigmoid(theta + phi * tanh(gap / sd(gap))) to each language, and remove the length term.
 
-    A resample of the questions is the same in all languages, so their mean in a resample is a draw of the mean.
+    The fit has no penalty: a penalty can set `phi` to 0 and so switch the control off. Exchanging the sides mirrors the
+    result exactly. It removes a preference that grows with the gap and levels off; of a judge that asks only which answer is
+    longer, by however little, a part remains. A resample of the questions is the same in all languages, so the mean of the
+    languages in a resample is a draw of their mean.
 
     Args:
-        languages: Scores, lengths of a and of b, and questions, as `length_controlled` takes them.
+        languages: For each: scores (1, 0.5, 0, or a preference in between; None is left out), lengths in characters of what
+            a and b showed, and questions.
         n_resamples: Resamples of questions; all fits are repeated in each.
         seed: The same seed gives the same intervals.
+
+    Returns:
+        One result per language, and the mean of those that have a score, each counting the same.
+
+    Source: The model of AlpacaEval's length-controlled win rate (arXiv 2404.04475), without its term for questions.
     """
     fits = [_Language(*language) for language in languages]
+    told = [fit for fit in fits if not math.isnan(fit.theta)]
+    if not told:
+        return [fit.control() for fit in fits], NOTHING
     questions = {name: at for at, name in enumerate(sorted({name for fit in fits for name in fit.questions}, key=repr))}
-    told = [fit for fit in fits if not np.isnan(fit.theta)]
-    if told:
-        for weights in resamples(len(questions), n_resamples, seed):
-            for fit in told:
-                fit.draw(weights[:, [questions[name] for name in fit.questions]])
+    for weights in resamples(len(questions), n_resamples, seed):
+        for fit in told:
+            fit.draw(weights[:, [questions[name] for name in fit.questions]])
     controls = [fit.control() for fit in fits]
-    found = [control for control in controls if control.win_score is not None]
-    if not found:
-        return controls, LengthMean(None, None, None, 0, 0)
     draws = np.stack([_win_score(np.concatenate(fit.draws, axis=1)[0]) for fit in told])
     known = ~np.isnan(draws)
     means = np.where(known, draws, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
-    score = math.fsum(control.win_score or 0.0 for control in found) / len(found)
+    score = math.fsum(control.win_score or 0.0 for control in controls) / len(told)
+    by_question: dict[Hashable, list[float]] = {}
+    for fit in told:
+        for name, value in zip(fit.questions, fit.centred.tolist(), strict=True):
+            by_question.setdefault(name, []).append(value)
     low = high = None
-    if all(control.low is not None for control in found) and (ends := interval(means, defined=DEFINED)):
-        by_question: dict[Hashable, list[float]] = {}
-        for fit in told:
-            for name, value in zip(fit.questions, fit.centred.tolist(), strict=True):
-                by_question.setdefault(name, []).append(value)
+    ends = interval(means, defined=DEFINED)
+    if ends and all(control.low is not None for control in controls if control.win_score is not None):
         low, high = _widened(score, ends, [math.fsum(values) / len(values) for values in by_question.values()])
-    n_clusters = len({name for fit in told for name in fit.questions})
-    return controls, LengthMean(score, low, high, sum(control.n for control in found), n_clusters)
+    return controls, Figure(score, low, high, None, sum(len(fit.centred) for fit in told), len(by_question))
 
 
 class _Language:
@@ -157,8 +122,8 @@ class _Language:
         theta, phi = np.concatenate(self.draws, axis=1)
         score, low, high = float(_win_score(self.theta)), None, None
         if ends := interval(_win_score(theta), defined=DEFINED):
-            means = cluster_table(self.centred.tolist(), self.questions)
-            low, high = _widened(score, ends, (means.sums / means.counts)[:, 0].tolist())
+            sums, counts = by_cluster(self.centred.tolist(), self.questions)
+            low, high = _widened(score, ends, (sums / counts).tolist())
         if not self.gaps.any():
             return LengthControl(score, low, high, None, None, None, n)
         phi_low, phi_high = interval(phi, defined=DEFINED) or (None, None)
@@ -236,96 +201,3 @@ def _length_terms(
     spread = np.sqrt(np.maximum(0, weights @ around**2 - (weights @ around) ** 2 / n) / np.maximum(1, n - 1))
     terms = np.tanh(gaps / np.where(shortest < longest, spread, 1)[:, None])
     return terms, determined
-
-
-# As AlpacaEval computes it, for comparison with its figures; our reports do not use it.
-
-
-class AlpacaEvalFit(NamedTuple):
-    """AlpacaEval's length-controlled win rate as a share, its coefficients in our terms, and the penalty it chose."""
-
-    win_score: float
-    theta: float
-    phi: float  # for a longer answer of a
-    psi: float | None  # for the difficulty of the question
-    c: float
-
-
-class GamedRows(NamedTuple):
-    """AlpacaEval's rows of a baseline told to be verbose and to be concise, which hold the other two coefficients back."""
-
-    scores: Sequence[float]
-    gaps: Sequence[float]  # baseline less gamed baseline, in standard deviations
-    difficulty: Sequence[float]
-    weight: float = 0.1  # 0.2 over two gamed baselines
-
-
-def alpaca_eval_length_controlled(
-    scores: Sequence[float],
-    len_a: Sequence[float],
-    len_b: Sequence[float],
-    *,
-    difficulty: Sequence[float] | None = None,
-    gamed: GamedRows | None = None,
-) -> AlpacaEvalFit:
-    """AlpacaEval's own fit of model a against baseline b, with its L1 penalty chosen by cross-validation.
-
-    The penalty can set `phi` to 0, and then nothing is controlled; that is why `length_controlled` has none.
-
-    Args:
-        scores: Preference for a in [0, 1].
-        len_a: Length of the model's output, in characters.
-        len_b: Length of the baseline's.
-        difficulty: AlpacaEval's difficulty of each question; None is its `length_controlled_minimal`.
-        gamed: With `difficulty`, its `length_controlled_v1`; None is `length_controlled_noreg`.
-
-    Source: alpaca_eval 0.6.6, metrics/glm_winrate.py. Releases of scikit-learn choose another penalty here and there,
-    which moves the result by up to 0.07 points.
-    """
-    require_extra("sklearn", "judge")
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GroupKFold
-
-    y, gaps = np.asarray(scores, float), np.asarray(len_b, float) - np.asarray(len_a, float)
-    columns = [np.tanh(gaps / gaps.std(ddof=1))]
-    if difficulty is not None:
-        columns.append(np.asarray(difficulty, float))
-    x = np.column_stack([*columns, np.ones(len(y))])
-    weight = np.ones(len(y))
-    if gamed is not None:
-        rows = np.column_stack([np.tanh(gamed.gaps), gamed.difficulty, np.zeros(len(gamed.scores))])
-        x, y = np.concatenate([rows, x]), np.concatenate([gamed.scores, y])
-        weight = np.concatenate([np.full(len(rows), gamed.weight), weight])
-
-    # Each row twice: as a win with the weight of its score, and as a loss with the rest.
-    x2, label, group = np.tile(x, (2, 1)), np.repeat([1, 0], len(y)), np.tile(np.arange(len(y)), 2)
-    probability, weight2 = np.concatenate([y, 1 - y]), np.tile(weight, 2)
-
-    def fit(c: float, rows: "NDArray[np.int_]") -> "NDArray[np.float64]":
-        # An l1_ratio of 1 is the L1 penalty.
-        model = LogisticRegression(C=c, l1_ratio=1, solver="liblinear", fit_intercept=False, random_state=123)
-        return model.fit(x2[rows], label[rows], (probability * weight2)[rows]).coef_[0]
-
-    def loss(coefficients: "NDArray[np.float64]", rows: "NDArray[np.int_]") -> float:
-        p = np.clip(_win_score(x2[rows] @ coefficients), 1e-15, 1 - 1e-15)
-        q = np.where(label == 1, probability, 1 - probability)[rows]
-        return float(-np.mean(weight2[rows] * (q * np.log(p) + (1 - q) * np.log(1 - p))))
-
-    folds = list(GroupKFold(5).split(x2, groups=group))
-    losses = {c: np.mean([loss(fit(c, train), test) for train, test in folds]) for c in np.logspace(-4, 4, 10).tolist()}
-    c = min(losses, key=lambda c: losses[c])
-    phi, *psi, theta = fit(c, np.arange(len(x2))).tolist()
-    if difficulty is None:
-        return AlpacaEvalFit(float(_win_score(theta)), theta, -phi, None, c)
-    return AlpacaEvalFit(alpaca_eval_win_score(theta, psi[0], difficulty), theta, -phi, psi[0], c)
-
-
-def alpaca_eval_win_score(theta: float, psi: float, difficulty: Sequence[float]) -> float:
-    """Win score that AlpacaEval predicts for answers of equal length from the difference of two models' coefficients.
-
-    Args:
-        theta: How much better a is than b.
-        psi: How much more a minds difficult questions.
-        difficulty: Of each question.
-    """
-    return float(_win_score(theta + psi * np.asarray(difficulty, float)).mean())

@@ -1,7 +1,7 @@
 """Report → words: Markdown for a model card or an issue, and a few lines for the terminal.
 
-Knows a finished report and computes nothing. What comes from the data (names, labels, a judge's name) stands in code spans
-without backticks, pipes and line breaks, so that it is text wherever it is shown; a withheld report shows no figure.
+Knows a finished report and computes nothing. Text from the data (names, labels, a judge's name) stands in code spans without
+backticks, pipes and line breaks, so that no renderer interprets it; a report without a headline shows no figure.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, NamedTuple
 from midb.judging.figures import FEW
 
 if TYPE_CHECKING:
-    from midb.judging.figures import Figure, Group
+    from midb.judging.figures import Group
     from midb.judging.length import LengthControl
     from midb.judging.report import Report
+    from midb.judging.statistics import Figure
 
 LONGEST, SETTINGS = 60, 600  # characters of a name, and of a judge's settings
 TITLES = {"edit_distance": "how much was changed (tenths of each language, 0: equal answers)"}
 
 
 def withheld(report: "Report") -> str:
-    """Why there is no headline, in a line."""
+    """Why there is no headline, in one line."""
     return f"Headline withheld: {'the run is incomplete' if report.health.believed else 'this judge cannot be believed here'}."
 
 
@@ -124,7 +125,7 @@ def _figures(report: "Report") -> str:
 
 
 def _spread(report: "Report", quote: Callable[[str], str]) -> list[str]:
-    """Lowest, highest and how many are clear; then what more change brings."""
+    """Lowest and highest language, how many differ clearly from one half, and the trend with the edit distance."""
     told = []
     if macro := report.macro:
         low, high = (f"{quote(name)} {_share(score)}" for name, score in (macro.lowest, macro.highest))
@@ -165,7 +166,7 @@ _COLUMNS = (
 
 
 def _groups(report: "Report", name: str, groups: Sequence["Group"]) -> str:
-    """One row per group; a column that has nothing to say is left out."""
+    """One row per group, without empty columns."""
     columns = [column for column in _COLUMNS if report.health.fit or not column.figure]
     if name == "edit_distance":
         columns = columns[:2]
@@ -291,12 +292,7 @@ def _percent(figure: "Figure | None", points: bool = False) -> str:
     if figure is None or figure.value is None:
         return "unknown"
     unit = "points" if points else "%"
-    ends = (
-        f" ({100 * figure.low:.1f} to {100 * figure.high:.1f})"
-        if figure.low is not None and figure.high is not None
-        else ""
-    )
-    return f"{100 * figure.value:.1f} {unit}{ends}"
+    return f"{100 * figure.value:.1f} {unit}{_range(figure)}"
 
 
 def _share(value: float | None, sign: bool = False) -> str:
@@ -304,10 +300,11 @@ def _share(value: float | None, sign: bool = False) -> str:
 
 
 def _ends(control: "LengthControl") -> str:
-    ends = (
-        "" if control.low is None or control.high is None else f" ({100 * control.low:.1f} to {100 * control.high:.1f})"
-    )
-    return f"{_share(control.win_score)}{ends}"
+    return f"{_share(control.win_score)}{_range(control)}"
+
+
+def _range(of: "Figure | LengthControl") -> str:
+    return "" if of.low is None or of.high is None else f" ({100 * of.low:.1f} to {100 * of.high:.1f})"
 
 
 def _of(share: float | None, n: int, few: bool = False) -> str:
@@ -324,7 +321,7 @@ def _p(value: float | None) -> str:
 
 
 def printable(label: str, longest: int = LONGEST) -> str:
-    """One short line without anything that commands a terminal or turns the direction of the text."""
+    """One short line without control characters and direction marks."""
     text = " ".join("".join(each if each.isprintable() else " " for each in label).split())
     return (text if len(text) <= longest else text[: longest - 1] + "…") or "unknown"
 

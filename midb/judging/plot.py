@@ -1,7 +1,7 @@
-"""Report → one picture: the win score of every language, and how it grows with the edit.
+"""Report → one picture: the win score of every language, and how it grows with the edit distance.
 
-Knows a finished report and matplotlib, without pyplot, which keeps global state and may want a screen. Names come from the
-data: they are drawn as they are, never as formulas, and what the font lacks as a box.
+Knows a finished report and matplotlib without pyplot, which keeps global state and may need a display. Names from the data are
+drawn as plain text, never as formulas; a character that the font lacks is drawn as a box.
 """
 
 from pathlib import Path
@@ -13,8 +13,9 @@ from midb.judging.markdown import printable, withheld
 from midb.languages import BY_CODE
 
 if TYPE_CHECKING:
-    from midb.judging.figures import Figure, Group
+    from midb.judging.figures import Group
     from midb.judging.report import Report
+    from midb.judging.statistics import Figure
 
 BETTER, UNCLEAR, WORSE, MEAN, FAINT = "#1b7f79", "#7a7f87", "#b4472e", "#1f2933", "#e4e7eb"
 LONGEST = 28  # characters of a label
@@ -33,7 +34,7 @@ STYLE = {
 
 
 def plot_report(report: "Report", path: Path) -> Path:
-    """Draw the report as a PNG; of a judge that cannot be believed only why.
+    """Draw the report as a PNG; without a headline, draw only the reasons.
 
     Raises:
         ValueError: The path does not end in .png.

@@ -1,7 +1,7 @@
-"""A comparison ⇄ messages: the published judge prompt, and our forms for what it does not cover.
+"""Comparison → messages: the published judge prompt, and our forms for what it does not cover.
 
-Knows text only. Nothing in a question or an answer can move a block of the prompt: a marker or a control token inside it
-gets a backslash, and clean text passes unchanged, byte for byte.
+Knows text only. A marker or a control token inside a question or an answer is escaped with a backslash, so that no text can
+move a block of the prompt; all other text passes unchanged, byte for byte.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import NamedTuple
 
-from midb.judging.verdict import Verdict
+from midb.judging.verdict import DIGITS, Verdict
 from midb.prompts import escape
 from midb.schema import Message
 
@@ -72,7 +72,6 @@ _PAIRS_SYSTEM = (
     'version A is better, "[[2]]" if version B is better, and "[[0]]" for a tie.'
 )
 FOLLOW_UP = "Output only your final verdict: [[1]], [[2]] or [[0]]"
-PUBLISHED_LABELS: Mapping[str, Verdict] = {"1": "a", "2": "b", "0": "tie"}
 
 
 class Template(NamedTuple):
@@ -94,7 +93,7 @@ _PAIRS_FORM = Template(_PAIRS_SYSTEM, _PAIRS)
 
 @dataclass(frozen=True)
 class JudgePrompts:
-    """What the judge is told, form by form. The first is the published one; what it does not cover is ours.
+    """The judge's prompts. The first is the published one; the others are ours, for what it does not cover.
 
     Args:
         answers: Two answers to one question: `{question}`, `{answer_a}`, `{answer_b}`.
@@ -156,11 +155,11 @@ def relabel(text: str, labels: Mapping[str, Verdict] | None) -> str:
     if labels is None:
         return text
     words = {verdict: word for word, verdict in labels.items()}
-    return re.sub(r"\[\[([012])\]\]", lambda found: f"[[{words[PUBLISHED_LABELS[found[1]]]}]]", text)
+    return re.sub(r"\[\[([012])\]\]", lambda found: f"[[{words[DIGITS[found[1]]]}]]", text)
 
 
 def random_labels(*parts: object) -> dict[str, Verdict]:
-    """Three verdict words, the same ones for the same parts: a planted `[[2]]` or a taste for `1` says nothing."""
+    """Three verdict words, equal for equal parts: a planted `[[2]]` or a preference for `1` then has no effect."""
     noise = int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8])
     words: dict[str, Verdict] = {}
     verdicts: tuple[Verdict, ...] = ("a", "b", "tie")

@@ -1,17 +1,17 @@
-"""Three or more systems in one order, from verdicts on pairs of them.
+"""A ranking of three or more systems, from verdicts on pairs of them.
 
-Knows verdicts, pairs of names and questions; the fit is evalica's. For two systems it adds nothing: the fitted probability
-is their win score. Let all pairs meet: against one baseline alone the order depends on which one it is.
+Knows verdicts, pairs of names and questions; the fit is evalica's. For two systems the fitted probability is their win score.
+Judge all pairs: with one baseline only, the order depends on the baseline.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from midb.errors import ColumnError, require_extra
-from midb.judging.statistics import SCORE, Counts, interval, resamples
+from midb.judging.statistics import SCORE, interval, resamples
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     Points = NDArray[np.float64]  # [i, j]: wins of i over j, and half their ties
 
 DEFINED = 0.95  # share of the resamples that must have a finite score; with fewer, the others are no fair sample
+
+
+class Counts(NamedTuple):
+    """How often a system won, tied and lost."""
+
+    win: int
+    tie: int
+    loss: int
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class System:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Systems from best to worst, the probability that the row's system wins over the column's, and what to know of it."""
+    """Systems from best to worst, the probability that the row's system wins over the column's, and notes."""
 
     systems: tuple[System, ...]
     win_probability: Mapping[str, Mapping[str, float | None]]
@@ -83,20 +91,20 @@ def rank(
 
     Reads: of a dataset `verdict`, and `id` where it is there.
 
-    A system that never loses, or never wins, has no finite score: it stands above, or below, those that have one, without
-    a number. The mean win rate is always there.
+    A system that never loses, or never wins, has no finite score: it is ranked above, or below, those that have one. The mean
+    win rate is always given.
 
     Args:
         verdicts: For a pair of names its verdicts in terms of that pair ("a" is the first name): what `Judge.compare`
-            returned, or plain values. A pair may be there in both directions. None is no verdict and counts nowhere.
-        ids: The question of each verdict, where they are plain values. Where all questions are known, the intervals come
-            from resampling these, for all pairs at once; otherwise there are none.
+            returned, or plain values. A pair may occur in both directions. None is no verdict and is not counted.
+        ids: The question of each verdict, where they are plain values. If all questions are known, the intervals come from
+            resampling them, for all pairs at once; otherwise there are none.
         n_resamples: Resamples of questions; the whole fit is repeated in each.
         seed: The same seed gives the same intervals.
 
     Raises:
         ColumnError: A dataset has no column `verdict`.
-        ValueError: A system meets itself, there is no verdict at all, or a pair's ids are not as many as its verdicts.
+        ValueError: A system meets itself, there is no verdict, or a pair has more or fewer ids than verdicts.
 
     Source: evalica's `bradley_terry` and `average_win_rate`; ties count half to both sides.
     """
@@ -163,15 +171,15 @@ def _battles(
 
 
 def _counts(names: Iterable[str], found: Iterable[tuple[tuple[str, str], str, Hashable]]) -> dict[str, Counts]:
-    cast: dict[str, list[str]] = {name: [] for name in names}
+    cast = {name: dict.fromkeys(("a", "tie", "b"), 0) for name in names}
     for (a, b), verdict, _ in found:
-        cast[a].append(verdict)
-        cast[b].append({"a": "b", "b": "a"}.get(verdict, verdict))
-    return {name: Counts.of(given) for name, given in cast.items()}
+        cast[a][verdict] += 1
+        cast[b][{"a": "b", "b": "a"}.get(verdict, verdict)] += 1
+    return {name: Counts(*given.values()) for name, given in cast.items()}
 
 
 def _levels(points: "Points", names: Sequence[str]) -> tuple[list[int], list[int], list[int], list[str]]:
-    """Take away who never loses or never wins, until no such system is left: above, the rest, below, and why."""
+    """Remove systems that never lose or never win until there are none: those above, the rest, those below, and notes."""
     above: list[int] = []
     below: list[int] = []
     level, notes = list(range(len(names))), []

@@ -1,6 +1,6 @@
 """Verdict rows → report: who is better, by how much, how sure that is, and whether the judge can be believed at all.
 
-Knows stored verdict rows alone and asks nobody: rows that were loaded again give the same report.
+Knows stored verdict rows only and makes no calls: stored rows that are loaded again give the same report.
 """
 
 import math
@@ -14,11 +14,12 @@ import numpy as np
 
 from midb.errors import require_extra
 from midb.judging.agreement import Consistency, LanguageAgreement, order_consistency
-from midb.judging.figures import DISTANCE, FEWEST_CHANGED, Figure, Figures, Group, Macro, Tally
+from midb.judging.figures import DISTANCE, FEWEST_CHANGED, Figures, Group, Macro, Tally
 from midb.judging.health import Health, judge_health
 from midb.judging.length import LengthControl
 from midb.judging.markdown import report_markdown, report_text
-from midb.judging.rows import Rows, Rule, read_rows
+from midb.judging.rows import UNANSWERED, Rows, Rule, read_rows
+from midb.judging.statistics import NOTHING, Figure
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cost:
-    """What the judgments took, controls apart. Tokens of remembered answers are counted; None where the rows do not say.
+    """Cost of the judgments without the controls. Tokens of cached answers are counted; None where the rows lack the columns.
 
     Attributes:
         calls: Requests, follow-ups included.
-        remembered: Those that a journal answered.
+        remembered: Requests that a journal answered.
         prompt_tokens: Sent.
         completion_tokens: Received.
         cost: By `price` and in its currency, as if nothing had been remembered.
@@ -51,7 +52,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the report was made of, and how."""
+    """The rows and settings that the report is computed from."""
 
     judged_by: tuple[str, ...]
     judge_identity: tuple[str, ...]
@@ -78,9 +79,9 @@ class Report:
         preference: Mean of the judge's own probability that a is better.
         decided_mass: Mean probability of the verdict words; below 0.9 the judge has trouble with the format.
         health: Whether the judge can be believed.
-        cost: What it took.
-        absent: What the report lacks → why.
-        provenance: What it was made of.
+        cost: Calls, tokens and money.
+        absent: Missing part of the report → reason.
+        provenance: The rows and settings that it is computed from.
     """
 
     names: tuple[str, str]
@@ -126,7 +127,7 @@ class Report:
     def plot(self, path: str | Path | None = None) -> Path:
         """Draw the languages and the dose-response as a PNG, by default `report.png` in the current folder.
 
-        A report without a headline is drawn without figures: only why.
+        A report without a headline shows the reasons in place of the figures.
         """
         from midb.judging.plot import plot_report
 
@@ -145,11 +146,11 @@ def summarize(
 ) -> Report:
     """Make a report of verdict rows: what `judge.compare` returned, or what was stored of it.
 
-    Reads: `id` and `verdict`, or `verdict_ab` and `verdict_ba`; any other column of a `Judge` that is there. What needs a
-    missing column is left out, and `report.absent` says why.
+    Reads: `id` and `verdict`, or `verdict_ab` and `verdict_ba`; any other column of a `Judge`, if present. Figures that need
+    a missing column are left out, and `report.absent` gives the reason.
 
     Args:
-        by: Columns to tell rows apart by, besides `language`, `category`, `turn` and `changed`.
+        by: Columns to group by, besides `language`, `category`, `turn` and `changed`.
         names: What datasets a and b are called.
         rule: How two orders make one outcome. `conservative`: what is not unanimous is a tie. `average`: each order counts
             half. `decisive`: a win and a tie make a win, and opposite wins are left out.
@@ -175,15 +176,15 @@ def summarize(
         languages, macro = make.languages()
         tables["language"] = tuple(languages)
     if macro is None:
-        overall = replace(overall, length=make.length(np.ones(len(rows.margin), bool)))
+        overall = replace(overall, length=make.lengths(make.parts["all"])[0].get(""))
+    counts = overall.counts
+    lacking = sum(counts.no_verdict.get(status, 0) for status in UNANSWERED)
     health = judge_health(
-        rows.controls or [], make.coverage(), make.same_in_both_orders(), make.judged_equal_answers(), make.unanswered()
+        rows.controls or [], make.coverage(), overall.orders, make.judged_equal_answers(), (counts.comparisons, lacking)
     )
     mass = rows.numbers.get("decided_mass")
     provenance = Provenance(
-        judged_by=rows.sources.get("judged_by", ()),
-        judge_identity=rows.sources.get("judge_identity", ()),
-        judge_settings=rows.sources.get("judge_settings", ()),
+        **rows.sources,
         rows=len(rows.margin),
         fingerprint=rows.fingerprint,
         rule=rule,
@@ -245,15 +246,13 @@ def _cost(rows: Rows, price: tuple[float, float] | None) -> Cost:
 
 
 def _absent(rows: Rows, overall: Group, tables: dict[str, tuple[Group, ...]]) -> dict[str, str]:
-    """What the report lacks, and why."""
+    """Missing parts of the report, each with its reason."""
     numbers, absent = rows.numbers, {}
     languages = tables.get("language", ())
     if overall.orders is None:
         absent["orders"] = "there are no verdict_ab and verdict_ba"
     elif not rows.asked.any():
         absent["orders"] = "the judge was asked nothing"
-    elif not rows.asked.any():
-        absent["orders"] = "no comparison needed a judge"
     elif not overall.orders.n:
         absent["orders"] = (
             "no comparison was judged in both orders, so every figure carries the judge's taste for a place"
@@ -294,7 +293,6 @@ def _plain(value: Any) -> Any:
 
 
 _COUNTED = {each.name for each in fields(Tally)} - {"coverage"}
-_NOTHING = Figure(None, None, None, None, 0, 0)
 
 
 def _flat(group: Group) -> dict[str, Any]:
@@ -306,12 +304,9 @@ def _flat(group: Group) -> dict[str, Any]:
         "wr2",
         "qs",
         "on_language",
-        "covered",
-        "consistent",
-        "opposite",
-        "first_place",
+        *("covered", "consistent", "opposite", "first_place"),
     ):
-        row |= _flat_figure(name, getattr(group, name) or _NOTHING)
+        row |= _flat_figure(name, getattr(group, name) or NOTHING)
     row |= {name: getattr(group, name) for name in ("p_sign", "p_permutation", "p_holm", "detectable", "unreliable")}
     orders = group.orders or order_consistency([], [])
     row |= {"preference": orders.preference}

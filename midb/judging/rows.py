@@ -1,4 +1,4 @@
-"""Stored verdict rows as arrays: checked once, both orders merged by a rule, and what is missing left unknown.
+"""Stored verdict rows → arrays: checked once, both orders merged by a rule, missing values unknown.
 
 Knows the columns that a `Judge` writes, of which all but the ids and the verdicts may be missing; no statistics.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from midb.errors import ColumnError
-from midb.judging.verdict import average_score, merge
+from midb.judging.verdict import Verdict, merge
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Rule = Literal["conservative", "average", "decisive"]
 
-VERDICTS = ("a", "tie", "b", None)
+VERDICTS: tuple[Verdict | None, ...] = ("a", "tie", "b", None)
 MARGIN = np.array([1.0, 0.0, -1.0, np.nan])  # of the verdicts above, in the same order
 TEXTS = ("language", "category", "changed", "status_ab", "status_ba", "judged_by", "judge_identity", "judge_settings")
 NUMBERS = (
@@ -30,7 +30,7 @@ NUMBERS = (
 HASHED = ("len_a", "len_b", "edit_distance")  # figures depend on these too
 ORDERS = ("verdict_ab", "verdict_ba")
 WITHOUT_CALL = ("identical", "forfeit_empty", "no_answer", "unmatched_a", "unmatched_b", "not_run")
-UNANSWERED = ("not_run", "failed")  # a rerun asks again
+UNANSWERED = ("not_run", "failed")  # a rerun asks these again
 # Of two orders' statuses the first of these tells the row's: sides may be exchanged and the row's stays.
 GRAVEST = (
     "unmatched_a", "unmatched_b", "no_answer", "not_run", "failed", "refusal", "truncated", "empty", "ambiguous",
@@ -43,18 +43,20 @@ class Rows:
     """One array entry per verdict row; nan is unknown, and a column that is missing has no entry.
 
     Attributes:
-        question: Which question it is, as a number: the cluster of every interval.
-        shared: What several languages were asked, as a number: the question and its turn.
+        question: Code of the question: the cluster of every interval.
+        shared: Code of the question and its turn, equal in all languages.
         margin: 1 where a won, -1 where b won, 0 for a tie and ±0.5 between (rule `average`); nan without an outcome.
         has_verdict: A verdict was found, also one that the rule `decisive` drops.
         status: One per row for both orders: `ok`, or the graver of the two; `unknown` where no column says it.
-        has_status: There is a column that says it.
-        asked: The judge was asked, as far as the status says.
-        answered: It was, and an answer came.
-        orders: What the judge said in each order, as a verdict; None without a call.
-        groups: Column → the number of each row's value, and the values.
+        has_status: There is a status column.
+        asked: The judge was asked, by the status.
+        answered: The judge was asked and replied.
+        orders: The verdicts of each order; None without a call.
+        groups: Column → the code of each row's value, and the values.
         numbers: Column → values; true is 1.
-        controls: What the judge said of comparisons with a known outcome; None where the column is missing.
+        controls: Verdicts on comparisons with a known outcome; None where the column is missing.
+        sources: `judged_by`, `judge_identity` and `judge_settings` → their distinct values.
+        fingerprint: Hash of the columns that the figures depend on.
     """
 
     question: "NDArray[np.int64]"
@@ -79,11 +81,11 @@ def read_rows(verdicts: Any, by: Sequence[str], rule: Rule) -> Rows:
     Reads: `id` and `verdict`, or `verdict_ab` and `verdict_ba`; any other column of a `Judge` that is there.
 
     Args:
-        by: Columns whose values will be told apart, besides `language`, `category`, `turn` and `changed`.
+        by: Columns to group by, besides `language`, `category`, `turn` and `changed`.
         rule: How two orders make one outcome. What was decided by one verdict alone keeps it.
 
     Raises:
-        ColumnError: A column is missing, holds what it cannot hold, or a comparison stands twice.
+        ColumnError: A column is missing, has a wrong type or value, or a comparison occurs twice.
     """
     names = _checked_columns(verdicts, by, rule)
     table = verdicts.with_format("arrow").select_columns(names)[:]
@@ -93,7 +95,9 @@ def read_rows(verdicts: Any, by: Sequence[str], rule: Rule) -> Rows:
     status = _statuses(texts, has_verdict)
     asked = ~np.isin(status, WITHOUT_CALL)
     question, _ = _distinct(table, "id")
-    _check_ids(table)
+    if table["id"].null_count:
+        row = table["id"].to_pylist().index(None)
+        raise ColumnError(f"row {row}: id is null; every comparison needs the id of its question")
     told = dict.fromkeys((*by, "language", "category", "turn", "changed"))
     groups = {name: _distinct(table, name) for name in told if name in names}
     keys = [question, *(_distinct(table, name)[0] for name in ("turn", "mode", "judged_by") if name in names)]
@@ -123,9 +127,8 @@ def read_rows(verdicts: Any, by: Sequence[str], rule: Rule) -> Rows:
         numbers=numbers,
         controls=_controls(table) if "controls" in names else None,
         sources={
-            name: tuple(sorted({each for each in texts[name].tolist() if each}))
+            name: tuple(sorted({each for each in texts[name].tolist() if each})) if name in texts else ()
             for name in ("judged_by", "judge_identity", "judge_settings")
-            if name in texts
         },
         fingerprint=hashlib.sha256(json.dumps(hashed, sort_keys=True, default=str).encode()).hexdigest()[:16],
     )
@@ -211,16 +214,12 @@ def _merged(codes: dict[str, "NDArray[np.int64]"], rule: Rule) -> tuple["NDArray
     n = len(next(iter(codes.values())))
     ab, ba = (codes.get(name, np.full(n, 3)) for name in ORDERS)
     both = (ab < 3) & (ba < 3)
-    merged = np.array([[_margin(one, other, rule) for other in VERDICTS] for one in VERDICTS], float)
+    if rule == "average":
+        merged = (MARGIN[:, None] + MARGIN) / 2
+    else:
+        merged = MARGIN[[[VERDICTS.index(merge(one, other, rule)) for other in VERDICTS] for one in VERDICTS]]
     stored = codes.get("verdict", np.full(n, 3))
     return np.where(both, merged[ab, ba], MARGIN[stored]), both | (stored < 3)
-
-
-def _margin(verdict_ab: Any, verdict_ba: Any, rule: Rule) -> float:
-    if rule == "average":
-        score = average_score(verdict_ab, verdict_ba)
-        return np.nan if score is None else 2 * score - 1
-    return float(MARGIN[VERDICTS.index(merge(verdict_ab, verdict_ba, rule))])
 
 
 def _statuses(texts: dict[str, "NDArray[np.object_]"], has_verdict: "NDArray[np.bool_]") -> "NDArray[np.object_]":
@@ -253,14 +252,6 @@ def _distinct(table: "pa.Table", name: str) -> tuple["NDArray[np.int64]", list[s
     for at, value in zip(rank.tolist(), values.to_pylist(), strict=True):
         names[at] = "" if value is None else str(value)
     return rank[found.indices.to_numpy()], names
-
-
-def _check_ids(table: "pa.Table") -> None:
-    import pyarrow.compute as pc
-
-    if table["id"].null_count:
-        row = pc.index(pc.is_null(table["id"]), True).as_py()
-        raise ColumnError(f"row {row}: id is null; every comparison needs the id of its question")
 
 
 def _check_unique(table: "pa.Table", keys: "NDArray[np.int64]") -> None:

@@ -1,18 +1,15 @@
-"""The numbers behind every rate: counts, standard errors, one bootstrap for all groups at once, tests and corrections.
+"""Standard errors, one bootstrap for all groups, intervals, tests and corrections.
 
-Knows verdicts, scores and questions; no dataset, no judge and no report. A score is 1 where a won, 0.5 for a tie, 0 where
-b won, or a preference in between; None, a row without a verdict, is left out and never counts as a tie. The question is the
-cluster: its turns and languages were judged on the same task and are not independent.
+Knows scores and questions; no dataset, no judge and no report. A score is 1 where a won, 0.5 for a tie, 0 where b won, or a
+preference in between; None, a row without a verdict, is left out and never counts as a tie. The question is the cluster: its
+turns and languages were judged on the same task and are not independent. scipy and statsmodels are imported when needed.
 """
 
-from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-
-from midb.errors import require_extra
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -20,113 +17,76 @@ if TYPE_CHECKING:
 SCORE = {"a": 1.0, "tie": 0.5, "b": 0.0}
 # Cells of a matrix of resamples that are held at a time: 8 MB of floats, whatever the number of questions.
 CHUNK_CELLS = 2**20
-Z = 1.959963984540054  # of a 95 % interval
+LEVEL, Z = 0.95, 1.959963984540054  # of every interval, and the normal quantile that belongs to it
 
 
-class Counts(NamedTuple):
-    """How often a won, tied and lost; every rate follows from the three, and is None where it would divide by zero.
+@dataclass(frozen=True)
+class Figure:
+    """A rate with its 95 % interval. None where there is nothing to compute it from.
 
-    Source: WR1, WR2 and QS are CoachLM's.
+    The interval is a percentile bootstrap of questions, each with all its languages and turns. It is widened for few questions
+    (Student's t) and where nearly all of them went the same way (Wilson's bound): see `widened`.
+
+    Attributes:
+        value: As a share, 0.5 for half.
+        low: Lower end.
+        high: Upper end.
+        se: Standard error, clustered by question; None below two questions.
+        n: Comparisons that it counts.
+        n_clusters: Questions that they belong to.
     """
 
-    win: int
-    tie: int
-    loss: int
-
-    @classmethod
-    def of(cls, verdicts: Iterable[str | None]) -> "Counts":
-        """Count verdicts; None is no verdict and counts nowhere."""
-        found = Counter(verdicts)
-        return cls(found["a"], found["tie"], found["b"])
-
-    @property
-    def n(self) -> int:
-        """How many verdicts there are."""
-        return self.win + self.tie + self.loss
-
-    @property
-    def win_score(self) -> float | None:
-        """Wins and half the ties, of all: 0.5 is no difference."""
-        return (self.win + self.tie / 2) / self.n if self.n else None
-
-    @property
-    def wr1(self) -> float | None:
-        """CoachLM's name for the win score."""
-        return self.win_score
-
-    @property
-    def wr2(self) -> float | None:
-        """Wins of the decided ones; None if all are ties."""
-        decided = self.win + self.loss
-        return self.win / decided if decided else None
-
-    @property
-    def qs(self) -> float | None:
-        """Share that is at least as good."""
-        return (self.win + self.tie) / self.n if self.n else None
-
-    @property
-    def net_margin(self) -> float | None:
-        """Wins less losses, of all: 0 is no difference."""
-        return (self.win - self.loss) / self.n if self.n else None
+    value: float | None
+    low: float | None
+    high: float | None
+    se: float | None
+    n: int
+    n_clusters: int
 
 
-class ClusterTable(NamedTuple):
-    """Sums and numbers of scores, one row per cluster and one column per group, both in order of first appearance."""
-
-    sums: "NDArray[np.float64]"
-    counts: "NDArray[np.float64]"
-    clusters: list[Hashable]
-    groups: list[Hashable]
+NOTHING = Figure(None, None, None, None, 0, 0)
 
 
-def cluster_table(
-    scores: Sequence[float | None], clusters: Sequence[Hashable], groups: Sequence[Hashable] | None = None
-) -> ClusterTable:
-    """Bring scores into the form that `joint_bootstrap` reads.
+def by_cluster(
+    scores: Sequence[float | None], clusters: Sequence[Hashable]
+) -> tuple["NDArray[np.float64]", "NDArray[np.float64]"]:
+    """Sum and number of the scores of each cluster, in order of first appearance.
 
     Args:
-        scores: One per row; None is left out, but its cluster and its group keep their place.
+        scores: One per row; None is left out, but its cluster keeps its place.
         clusters: The question of each row.
-        groups: The group of each row, such as its language; None is one group.
     """
     row_of = {name: at for at, name in enumerate(dict.fromkeys(clusters))}
-    column_of = {name: at for at, name in enumerate([None] if groups is None else dict.fromkeys(groups))}
     values = np.array(scores, float)
     known = ~np.isnan(values)
     rows = np.array([row_of[name] for name in clusters], int)[known]
-    columns = np.array([column_of[name] for name in groups], int)[known] if groups is not None else np.zeros_like(rows)
-    sums, counts = np.zeros((2, len(row_of), len(column_of)))
-    np.add.at(sums, (rows, columns), values[known])
-    np.add.at(counts, (rows, columns), 1)
-    return ClusterTable(sums, counts, list(row_of), list(column_of))
+    sums, counts = np.zeros((2, len(row_of)))
+    np.add.at(sums, rows, values[known])
+    np.add.at(counts, rows, 1)
+    return sums, counts
 
 
-def clustered_se(
-    scores: Sequence[float | None], clusters: Sequence[Hashable] | None = None, *, small_sample: bool = False
-) -> float | None:
-    """Standard error of the mean score when the scores of one cluster go together; None below two clusters.
+def clustered_se(scores: Sequence[float | None], clusters: Sequence[Hashable] | None = None) -> float | None:
+    """Standard error of the mean score, clustered; None below two clusters.
 
     Args:
         scores: One per row; None is left out.
-        clusters: The question of each row; None takes every row for itself.
-        small_sample: Multiply by sqrt(G / (G - 1)) for G clusters. For rows of their own that is the usual sd / sqrt(n).
+        clusters: The question of each row; None makes each row its own cluster.
 
-    Source: The sandwich estimate of a mean, as statsmodels computes it for `cov_type="cluster"`; Miller (arXiv 2411.00640)
-    differs from it by n / (n - 1) on the diagonal.
+    Source: The sandwich estimate of a mean, as statsmodels computes it for `cov_type="cluster"` without its small-sample
+    correction. Miller (arXiv 2411.00640) differs by n / (n - 1) on the diagonal.
     """
-    table = cluster_table(scores, range(len(scores)) if clusters is None else clusters)
-    seen = table.counts[:, 0] > 0
-    sums, counts = table.sums[seen, 0], table.counts[seen, 0]
+    sums, counts = by_cluster(scores, range(len(scores)) if clusters is None else clusters)
+    seen = counts > 0
+    sums, counts = sums[seen], counts[seen]
     if len(sums) < 2:
         return None
     residuals = sums - counts * (sums.sum() / counts.sum())
-    correction = len(sums) / (len(sums) - 1) if small_sample else 1.0
-    return float(np.sqrt(correction * (residuals**2).sum()) / counts.sum())
+    return float(np.sqrt((residuals**2).sum()) / counts.sum())
 
 
 def resamples(n_clusters: int, n_resamples: int, seed: int) -> Iterator["NDArray[np.float64]"]:
-    """Draw clusters with replacement: chunks of a matrix that says how often each resample (row) holds each cluster."""
+    """Draw clusters with replacement: yields chunks of the matrix of counts, one resample per row and one cluster per column."""
     rng = np.random.default_rng(seed)
     chunk = max(1, CHUNK_CELLS // max(1, n_clusters))
     for start in range(0, n_resamples, chunk):
@@ -140,8 +100,8 @@ def joint_bootstrap(
 ) -> "NDArray[np.float64]":
     """Mean score of every group in every resample of the clusters; one resample serves all groups.
 
-    So a question that was drawn twice counts twice in every language, and a mean or a minimum over the columns of a row is
-    itself a draw: that is how a figure over all languages gets its interval.
+    A question that is drawn twice counts twice in every language. A mean over the columns of a row is therefore a draw of the
+    mean over all languages.
 
     Args:
         sums: Sum of the scores of each cluster (row) in each group (column).
@@ -150,7 +110,7 @@ def joint_bootstrap(
         seed: The same seed gives the same draws.
 
     Returns:
-        One row per resample, one column per group; nan where the resample holds nothing of the group.
+        One row per resample, one column per group; nan where the resample has no score of the group.
     """
     sums, counts = np.asarray(sums, float), np.asarray(counts, float)
     draws = np.full((n_resamples, sums.shape[1]), np.nan)
@@ -165,25 +125,23 @@ def joint_bootstrap(
     return draws
 
 
-def interval(draws: "ArrayLike", level: float = 0.95, *, defined: float = 0.0) -> tuple[float, float] | None:
-    """Percentile interval of the draws that are numbers.
+def interval(draws: "ArrayLike", *, defined: float = 0.0) -> tuple[float, float] | None:
+    """95 % percentile interval of the draws that are numbers.
 
     Args:
         draws: Draws of one figure; nan is a resample in which it is not defined.
-        level: Share of the draws between the ends.
         defined: None where fewer than this share of the draws are numbers.
     """
     draws = np.asarray(draws, float)
     known = draws[~np.isnan(draws)]
     if not len(known) or len(known) < defined * len(draws):
         return None
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
 def few_clusters(n_clusters: int) -> float:
-    """By how much an interval from the spread of so many clusters is too short: Student's t, and G for G - 1."""
-    require_extra("scipy", "judge")
+    """Factor by which a bootstrap interval of so few clusters is too short: Student's t, and sqrt(G / (G - 1))."""
     from scipy.stats import t
 
     if n_clusters < 2:
@@ -195,20 +153,20 @@ def widened(
     value: float,
     ends: tuple[float, float],
     cluster_means: "ArrayLike",
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: tuple[float, float],
     least: tuple[float, float] | None = None,
 ) -> tuple[float, float]:
-    """A bootstrap interval that still holds with few clusters, and where nearly all of them are alike.
+    """Widen a bootstrap interval, so that it covers with few clusters and where nearly all of them are equal.
 
-    A resample of few clusters varies too little, so both ends are moved away from the value by `few_clusters`; and it draws
-    nothing that was not seen, so each end is at least as far as `unseen` says.
+    Resamples of few clusters vary too little, so `few_clusters` moves both ends away from the value. A resample contains no
+    value that was not observed, so each end is at least as far away as `unseen`.
 
     Args:
-        value: What was observed.
+        value: The observed mean.
         ends: Percentile interval of its draws.
         cluster_means: Mean score of each cluster.
         bounds: Lowest and highest possible value.
-        least: How far the ends are at least; None is `unseen` of the clusters.
+        least: Smallest distances of the ends; None is `unseen` of the clusters.
     """
     means = np.asarray(cluster_means, float)
     factor = few_clusters(len(means))
@@ -218,12 +176,12 @@ def widened(
     return max(bounds[0], low), min(bounds[1], high)
 
 
-def unseen(cluster_means: "ArrayLike", bounds: tuple[float, float] = (0.0, 1.0)) -> tuple[float, float]:
-    """How much lower and higher a mean may be for clusters unlike most, of which there happened to be few or none.
+def unseen(cluster_means: "ArrayLike", bounds: tuple[float, float]) -> tuple[float, float]:
+    """How much lower and higher a mean may be because of clusters unlike most that the sample has few or none of.
 
-    The share of the clusters below the median one may be larger, by Wilson's bound, and these lie as far below it as those
-    that were seen, of which one more is supposed at the very end of the scale; likewise above. Of nothing but wins and losses
-    that is Wilson's interval.
+    The share of the clusters below the median is raised to Wilson's upper bound. Their distance from it is the mean of the
+    observed distances and of one more cluster at the end of the scale; likewise above. For wins and losses alone, this is
+    Wilson's interval.
     """
     means = np.asarray(cluster_means, float)
     middle = float(np.median(means))
@@ -237,13 +195,12 @@ def unseen(cluster_means: "ArrayLike", bounds: tuple[float, float] = (0.0, 1.0))
 
 
 def detectable(se: float | None) -> float | None:
-    """The smallest true difference that a two-sided test at 5 % finds in 80 % of such runs; None where nothing varies."""
+    """Smallest true difference that a two-sided test at 5 % finds with power 80 %; None without variance."""
     return 2.8 * se if se else None
 
 
 def wilson(successes: float, n: float) -> tuple[float, float] | None:
     """Wilson's 95 % interval of a share; None for none of none."""
-    require_extra("statsmodels", "judge")
     from statsmodels.stats.proportion import proportion_confint
 
     if not n:
@@ -253,28 +210,18 @@ def wilson(successes: float, n: float) -> tuple[float, float] | None:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Exact two-sided p-value of no difference; ties say nothing. It is McNemar's exact test as well."""
-    require_extra("scipy", "judge")
+    """Exact two-sided p-value of no difference, without ties. It equals McNemar's exact test."""
     from scipy.stats import binomtest
 
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
-def mid_p(wins: int, losses: int) -> float:
-    """The sign test with half the weight on what was observed: less cautious, and nearer to its nominal level."""
-    require_extra("scipy", "judge")
-    from scipy.stats import binom
-
-    fewer, n = min(wins, losses), wins + losses
-    return min(1.0, float(2 * binom.cdf(fewer, n, 0.5) - binom.pmf(fewer, n, 0.5)))
-
-
 def permutation_test(cluster_sums: "ArrayLike", *, n_resamples: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p-value of no difference: each question's sum of (score - 0.5) may as well have the other sign.
+    """Two-sided p-value of no difference, by flipping the sign of each question's sum of (score - 0.5).
 
     Args:
-        cluster_sums: One sum per question; sums of zero change nothing.
-        n_resamples: Random flips; where no more than that many are possible, all are tried and the value is exact.
+        cluster_sums: One sum per question; sums of zero have no effect.
+        n_resamples: Random flips; if there are no more flips than this, all are tried and the p-value is exact.
         seed: The same seed gives the same value.
     """
     sums = np.asarray(cluster_sums, float)
@@ -291,94 +238,10 @@ def permutation_test(cluster_sums: "ArrayLike", *, n_resamples: int = 10_000, se
     return (1 + hits) / (1 + n_resamples)
 
 
-def wilcoxon_test(differences: "ArrayLike", *, zeros: Literal["pratt", "wilcox"] = "pratt") -> float | None:
-    """Signed-rank test of paired differences, normal approximation; None where all are zero.
-
-    Args:
-        differences: One per question.
-        zeros: `pratt` ranks the zeros too, which are many among verdicts; `wilcox` drops them first, as scipy and
-            `evaluate` do.
-    """
-    require_extra("scipy", "judge")
-    from scipy.stats import wilcoxon
-
-    differences = np.asarray(differences, float)
-    if not differences.any():
-        return None
-    return float(wilcoxon(differences, zero_method=zeros, method="asymptotic").pvalue)
-
-
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """P-values that hold for all the questions asked together (family-wise error); None stays None and is not counted."""
-    return _adjusted(p_values, "holm")
-
-
-def benjamini_hochberg(p_values: Sequence[float | None]) -> list[float | None]:
-    """P-values that bound the share of false ones among the findings; None stays None and is not counted."""
-    return _adjusted(p_values, "fdr_bh")
-
-
-def _adjusted(p_values: Sequence[float | None], method: str) -> list[float | None]:
-    require_extra("statsmodels", "judge")
+    """Holm's correction of the p-values (family-wise error); None stays None and is not counted."""
     from statsmodels.stats.multitest import multipletests
 
     known = [p for p in p_values if p is not None]
-    adjusted = iter(multipletests(known, method=method)[1].tolist() if known else [])
+    adjusted = iter(multipletests(known, method="holm")[1].tolist() if known else [])
     return [None if p is None else next(adjusted) for p in p_values]
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """Two systems that were scored on the same questions; None where fewer than two questions have both scores."""
-
-    n: int
-    n_clusters: int
-    mean_a: float | None
-    mean_b: float | None
-    difference: float | None
-    se: float | None
-    low: float | None
-    high: float | None
-    p_value: float | None
-
-
-def paired_difference(
-    a: Sequence[float | None],
-    b: Sequence[float | None],
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    n_resamples: int = 10_000,
-    seed: int = 0,
-) -> PairedDifference:
-    """Compare two systems that met the same baseline on the same questions, question by question.
-
-    The error of the difference is that of the paired differences: where one system does well the other often does too, and
-    the intervals of the two say nothing about it.
-
-    Args:
-        a: Scores of one system against the baseline; a row without either score is left out.
-        b: Scores of the other, in the same order.
-        clusters: The question of each row; None takes every row for itself.
-        n_resamples: Of the bootstrap (percentile interval) and of the permutation test.
-        seed: The same seed gives the same result.
-    """
-    both = np.array([a, b], float)
-    kept = np.flatnonzero(~np.isnan(both).any(axis=0)).tolist()
-    names = kept if clusters is None else [clusters[at] for at in kept]
-    differences = both[0, kept] - both[1, kept]
-    table = cluster_table(differences.tolist(), names)
-    if len(table.clusters) < 2:
-        return PairedDifference(len(kept), len(table.clusters), None, None, None, None, None, None, None)
-    draws = joint_bootstrap(table.sums, table.counts, n_resamples=n_resamples, seed=seed)
-    low, high = interval(draws) or (None, None)
-    return PairedDifference(
-        n=len(kept),
-        n_clusters=len(table.clusters),
-        mean_a=float(both[0, kept].mean()),
-        mean_b=float(both[1, kept].mean()),
-        difference=float(differences.mean()),
-        se=clustered_se(differences.tolist(), names, small_sample=True),
-        low=low,
-        high=high,
-        p_value=permutation_test(table.sums[:, 0], n_resamples=n_resamples, seed=seed),
-    )

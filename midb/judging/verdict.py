@@ -1,13 +1,13 @@
 """A judge's reply → a verdict; the verdicts of two orders → one; log-probabilities → a preference.
 
-Knows text and the three verdicts, and guesses nothing: a reply that does not say clearly which answer won has no verdict,
-and its status says why, so that the judge can be asked again. Does not know prompts, generators or datasets.
+Knows text and the three verdicts; no prompts, generators or datasets. A reply that does not clearly name the better answer has
+no verdict, and its status gives the reason, so that the judge can be asked again.
 """
 
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -54,12 +54,11 @@ class Parsed(NamedTuple):
 
 
 class Preference(NamedTuple):
-    """How sure a judge was.
+    """Probability of the verdict.
 
     Attributes:
         p_first: Probability that the first shown is better, a tie counting half.
-        mass: Probability of all verdicts together before they were scaled to 1; low means that the judge was about to
-            write something else.
+        mass: Probability of all verdicts together before they were scaled to 1; low means that other tokens were likelier.
     """
 
     p_first: float
@@ -165,13 +164,8 @@ def merge(
         rule: `conservative`: what is not unanimous is a tie. `decisive`: a win and a tie make a win, and opposite wins
             make no verdict.
 
-    Raises:
-        ValueError: There is no such rule.
-
     Source: FastChat's `show_result` (conservative).
     """
-    if rule not in ("conservative", "decisive"):
-        raise ValueError(f"there is no rule {rule!r}; use 'conservative' or 'decisive' (or average_score, for numbers)")
     if verdict_ab is None or verdict_ba is None:
         return None
     if verdict_ab == verdict_ba:
@@ -183,27 +177,18 @@ def merge(
     return verdict_ab if verdict_ba == "tie" else None
 
 
-def average_score(verdict_ab: Verdict | None, verdict_ba: Verdict | None) -> float | None:
-    """Score dataset a over the two orders: 1, 0.75, 0.5, 0.25 or 0; None when one is missing, as in `merge`."""
-    if verdict_ab is None or verdict_ba is None:
-        return None
-    score = {"a": 1.0, "tie": 0.5, "b": 0.0}
-    return (score[verdict_ab] + score[verdict_ba]) / 2
-
-
 def preference(logprobs: Any, labels: Mapping[str, Verdict] = DIGITS) -> Preference | None:
-    """Read from a reply's log-probabilities how sure the judge was where it wrote its verdict.
+    """Read the probabilities of the verdicts from a reply's log-probabilities.
 
-    That is the last place after `[[` (without one, the last place) where at least two verdicts were likely enough to be
-    listed. A tokeniser may glue brackets to a label, or cut a label in two: then its beginning counts, if no other label
-    begins so.
+    The position read is the last one after `[[` (without one, the last position) that lists at least two verdicts. A
+    tokeniser may join brackets to a label or split a label: then its beginning counts, if no other label begins so.
 
     Args:
         logprobs: `choices[0].logprobs` of a chat completion, with `top_logprobs`.
-        labels: What the judge was asked to write for each verdict.
+        labels: The word that stands for each verdict.
 
     Returns:
-        None when no place shows two verdicts, or the structure is not the one of a chat completion.
+        None if no position lists two verdicts, or the structure is not that of a chat completion.
 
     Source: alpaca_eval's weighted preference, with a third verdict.
     """
@@ -227,23 +212,6 @@ def preference(logprobs: Any, labels: Mapping[str, Verdict] = DIGITS) -> Prefere
     if not mass > 0:  # nothing found, or not a number
         return None
     return Preference((decision.get("a", 0.0) + decision.get("tie", 0.0) / 2) / mass, mass)
-
-
-def weighted_preference(
-    top_logprobs: Mapping[str, float], numerator: str, denominator: Collection[str]
-) -> float | None:
-    """alpaca_eval's own number: from 1 (sure of the numerator) to 2; None when no token of the denominator is listed.
-
-    Args:
-        top_logprobs: Token → log-probability, at one place.
-        numerator: The token for the first answer.
-        denominator: The tokens that count, the numerator among them.
-
-    Source: alpaca_eval's `logprob_parser`.
-    """
-    p = {token: math.exp(logprob) for token, logprob in top_logprobs.items()}
-    total = sum(p.get(token, 0.0) for token in denominator)
-    return 2 - p.get(numerator, 0.0) / total if total else None
 
 
 def _plain(text: str) -> str:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 _MT_FOLDERS = ("data/mt_bench", "mt_bench", "")  # where below a source the files may be
 _ALPACA_FOLDERS = ("data/alpaca_eval", "alpaca_eval", "")
 
+# Cards quote it: see `eval_set_card`.
+_NOT_LOCALISED = (
+    "What was lost in translation is not restored. The paper tested on versions that professionals had localised; these files "
+    "are not those, and a score on these is no score of the paper's."
+)
 _MT_IDS = range(81, 161)
 _MT_CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")  # ten each
 # What the audit found, by question: where it is not in the file, where only its first turn is, and one whose first turn,
@@ -59,7 +64,11 @@ def load_mt_bench(source: str | Path = UPSTREAM, languages: str | Iterable[str] 
     for language in wanted(base, _MT_FOLDERS, languages):
         name = f"{language.name}.json"
         rows += _read_mt_bench(read_rows(fetch(base, _MT_FOLDERS, name), name), name, language)
-    return _dataset(rows)
+    return _dataset(
+        rows,
+        "MIDB's published MT-Bench files as midb reads them: machine translations of the 80 English questions, most of two "
+        f"turns. {_NOT_LOCALISED}",
+    )
 
 
 def load_alpaca_eval(source: str | Path = UPSTREAM, languages: str | Iterable[str] | None = None) -> "Dataset":
@@ -84,7 +93,13 @@ def load_alpaca_eval(source: str | Path = UPSTREAM, languages: str | Iterable[st
     for language in wanted(base, _ALPACA_FOLDERS, languages):
         name = f"{language.name}.json"
         rows += _read_alpaca_eval(read_rows(fetch(base, _ALPACA_FOLDERS, name), name), name, language)
-    return _dataset(rows, subset="string", instruction="string")
+    return _dataset(
+        rows,
+        "MIDB's published AlpacaEval files as midb reads them: machine translations of the 805 English instructions. "
+        f"{_NOT_LOCALISED}",
+        subset="string",
+        instruction="string",
+    )
 
 
 def _read_mt_bench(file: list[dict[str, Any]], name: str, language: Language) -> list[dict[str, Any]]:
@@ -178,10 +193,10 @@ def _read_alpaca_eval(file: list[dict[str, Any]], name: str, language: Language)
     return rows
 
 
-def _dataset(rows: list[dict[str, Any]], **more: str) -> "Dataset":
+def _dataset(rows: list[dict[str, Any]], description: str, **more: str) -> "Dataset":
     from datasets import Dataset, DatasetInfo, Features, List, Value
 
     features = Features({"id": Value("int64"), "language": Value("string"), "category": Value("string")})
     features |= {"turns": List(Value("string")), "defect": Value("string"), "repair": Value("string")}
     features |= {name: Value(kind) for name, kind in more.items()}
-    return Dataset.from_list(rows, info=DatasetInfo(features=features, license=LICENSE))
+    return Dataset.from_list(rows, info=DatasetInfo(description, features=features, license=LICENSE))

@@ -1,4 +1,4 @@
-"""What a training leaves to look at: one JSON line per logged step, and a picture of loss and learning rate.
+"""A training's log, one JSON line per logged step, and its plot of loss and learning rate.
 
 Knows a list of log entries and a folder; no trainer and no model.
 """
@@ -13,7 +13,7 @@ LOG, PLOT = "trainer_log.jsonl", "loss.png"
 
 
 def write_log(folder: str | Path, entries: Iterable[dict[str, Any]]) -> None:
-    """Begin the log anew with `entries`: nothing, or what a resumed training had logged up to its checkpoint."""
+    """Replace the log by `entries`: none, or what a resumed training had logged up to its checkpoint."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     Path(folder, LOG).write_text("".join(map(_line, entries)), encoding="utf-8")
 

@@ -1,27 +1,26 @@
-"""Everything about a training that can be known, and go wrong, without weights.
+"""Edits and a recipe → tokens, module names, steps and the record: everything about a training that needs no weights.
 
-Edits and a recipe in; tokens, module names, steps and the record of it all out. Loads a tokenizer and a model's
-configuration, and no weights: a mistake is told before minutes of loading, and a preview costs seconds.
+Loads a tokenizer and a model's configuration. A mistake raises before weights load, and a preview takes seconds.
 """
 
 import math
 import os
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midb.chat import ChatFormat
-from midb.distance import filter_by_edit_distance
+from midb.distance import filter_by_edit_distance, left_out_line, standing
 from midb.errors import require_extra
 from midb.generators.adapter import AdapterRecord
 from midb.generators.weights import resolve_adapter, weights_name
 from midb.prompts import TAGS
-from midb.train.recipe import Dtype, LoraRecipe, check_target_modules
-from midb.train.training_set import TokenizedSet, as_training_set, show_tokens, tokenize
+from midb.train.recipe import Dtype, LoraRecipe, find_modules
+from midb.train.training_set import TokenizedSet, as_training_set, check_stored, show_tokens, tokenize
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,10 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """One training, thought through.
+    """One training, checked.
 
     Args:
-        edits: As they were given; the recipe's distance filter is applied here.
+        edits: As they were given; the recipe selects among them here.
         recipe: The hyper-parameters.
         model: Folder or Hub id of the base model.
 
@@ -48,16 +47,16 @@ class Plan:
     model: str
 
     def __post_init__(self) -> None:
-        """In the order in which it is cheap to find."""
+        """Check; cheap checks come first."""
         for module in ("torch", "accelerate", "peft", "trl", "matplotlib"):
             require_extra(module, "train")
         if self.recipe.deepspeed and not Path(self.recipe.deepspeed).is_file():
             raise FileNotFoundError(f"deepspeed={self.recipe.deepspeed!r} is no file; see examples/deepspeed")
         _ = self.batch
-        _check_stored(self.edits, "edits")
+        check_stored(self.edits, "edits")
         if resolve_adapter(self.model)[1]:
             raise ValueError(f"{self.model!r} is an adapter; train on its base model, or merge it into one first")
-        check_target_modules(self.recipe.target_modules, self._layers)
+        _ = self.modules
 
     @cached_property
     def chat(self) -> ChatFormat:
@@ -70,19 +69,26 @@ class Plan:
     @cached_property
     def tokens(self) -> TokenizedSet:
         """The rows that will be trained on."""
-        kept = self.edits
-        if self.recipe.k is not None:
-            by = "language" if "language" in kept.column_names else None
-            kept = filter_by_edit_distance(kept, self.recipe.k, by=by)
-        if self.recipe.max_rows is not None:
-            kept = _first_of_each_language(kept, self.recipe.max_rows)
-        return self.tokenized(kept)
+        return self.tokenized(self.edits, self.recipe.k, self.recipe.max_rows)
 
-    def tokenized(self, edits: "Dataset") -> TokenizedSet:
-        """Edits as this training reads them, unfiltered."""
-        _check_stored(edits, "eval_edits")
-        rows = as_training_set(edits, prompt=self.recipe.prompt, parity=self.recipe.parity)
-        return tokenize(rows, self.chat, max_length=self.recipe.max_length, overlong=self.recipe.overlong)
+    def tokenized(self, edits: "Dataset", k: int | float | None = None, max_rows: int | None = None) -> TokenizedSet:
+        """The edits that stand as this training reads them; of each language the `k` farthest and the first `max_rows`."""
+        check_stored(edits, "eval_edits")
+        statuses = self.recipe.statuses
+        kept, left_out = standing(edits, statuses)
+        if left_out and not len(kept):
+            raise ValueError(
+                f"there is no row to train on, as no edit stands ({left_out_line(left_out)}); "
+                f"give edits that were boosted, or other statuses than {', '.join(statuses)}"
+            )
+        if k is not None:
+            by = "language" if "language" in kept.column_names else None
+            kept = filter_by_edit_distance(kept, k, by=by, statuses=statuses)
+        if max_rows is not None:
+            kept = _first_of_each_language(kept, max_rows)
+        rows = as_training_set(kept, prompt=self.recipe.prompt, parity=self.recipe.parity)
+        tokens = tokenize(rows, self.chat, max_length=self.recipe.max_length, overlong=self.recipe.overlong)
+        return replace(tokens, not_standing=left_out)
 
     @cached_property
     def batch(self) -> dict[str, int]:
@@ -150,10 +156,10 @@ class Plan:
 
     @property
     def record(self) -> AdapterRecord:
-        """What will be written beside the adapter: no path of this machine is in it."""
+        """What is written beside the adapter; it holds no path of this machine."""
         recipe = {**self.recipe.to_dict(), "model": weights_name(self.model), "dtype": self.dtype}
         for name in ("deepspeed", "dataset"):
-            # A Hub id may stay; whatever may be a place of this machine, or of another, leaves only its name.
+            # A Hub id stays; of what may be a path, here or on another machine, only the name stays.
             if recipe[name] and (
                 Path(recipe[name]).exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", recipe[name])
             ):
@@ -203,11 +209,8 @@ class Plan:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The layers that LoRA will stand beside."""
-        wanted = self.recipe.target_modules
-        if wanted == "all-linear":
-            return tuple(self._layers)
-        return tuple(name for name in self._layers if any(f".{name}".endswith(f".{end}") for end in wanted))
+        """The layers that LoRA adapts."""
+        return find_modules(self.recipe.target_modules, self._layers)
 
     def preview(self) -> "Preview":
         """The plan for people to read."""
@@ -266,19 +269,8 @@ def printable(report: object) -> str:
     return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in str(report))
 
 
-def _check_stored(edits: Any, name: str) -> None:
-    from datasets import Dataset
-
-    if not isinstance(edits, Dataset):
-        raise TypeError(f"{name} are a {type(edits).__name__}; give one stored split, e.g. dataset['train']")
-
-
 def _first_of_each_language(edits: "Dataset", n: int) -> "Dataset":
-    languages = edits["language"] if "language" in edits.column_names else [None] * len(edits)
-    seen: Counter[str | None] = Counter()
-    kept = []
-    for row, language in enumerate(languages):
-        seen[language] += 1
-        if seen[language] <= n:
-            kept.append(row)
-    return edits.select(kept)
+    if "language" not in edits.column_names:
+        return edits.take(n)
+    languages = edits.select_columns("language").with_format("pandas")[:]
+    return edits.select((languages.groupby("language", dropna=False).cumcount() < n).to_numpy().nonzero()[0])

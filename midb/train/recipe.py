@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args
 
 from midb.chat import Rendering
+from midb.distance import BOOSTED
 from midb.prompts import PROMPT
 from midb.train.recipe_file import OTHERWISE, read_settings
 from midb.train.training_set import Overlong
@@ -37,7 +38,9 @@ class LoraRecipe:
         target_modules: "all-linear" (every linear layer but the output), or names of modules. Inferred: the README's key
             is misspelt and its names are ChatGLM's, so that only all linear layers can have been trained.
         k: How many edits of each language to keep, those that changed the most; a float in (0, 1] is a share; None keeps
-            all. MIDB README: 720 of 2301; that it counts per language is inferred. (AAAI version, CoachLM: 0.3.)
+            all. Of boosted rows only those that stand are ranked and counted. MIDB README: 720 of 2301; that it counts per language is inferred. (AAAI version, CoachLM: 0.3.)
+        statuses: Of boosted rows, the values of `boost_status` to learn from; the others hold their raw pair. "boosted", or
+            several. Rows without a status are experts' edits and all taken. Ours.
         max_rows: Rows of each language at most, the first in file order after the distance filter; None has no limit.
             LLaMA-Factory's `max_samples`, which counts per dataset entry: at an entry per language the two are the same.
             MIDB README: 1000, which never bites at 720 edits a language.
@@ -86,6 +89,7 @@ class LoraRecipe:
     lora_dropout: float = 0.0
     target_modules: str | tuple[str, ...] = "all-linear"
     k: int | float | None = 720
+    statuses: str | tuple[str, ...] = BOOSTED
     max_rows: int | None = None
     learning_rate: float = 2e-4
     lr_scheduler_type: str = "cosine"
@@ -181,26 +185,28 @@ class LoraRecipe:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def check_target_modules(target_modules: str | Iterable[str], available: Iterable[str]) -> None:
-    """Refuse names of modules that the model does not have, even where it has some of them: PEFT would train those only.
+def find_modules(target_modules: str | Iterable[str], available: Iterable[str]) -> tuple[str, ...]:
+    """The full names of the modules to train; a name that the model lacks is refused, as PEFT would train the others only.
 
     Args:
         target_modules: As in `LoraRecipe`: "all-linear", or last parts of names.
-        available: The full names of the modules that LoRA can stand beside.
+        available: The full names of the modules that LoRA can adapt.
 
     Raises:
         ValueError: The model has no such modules; says which it has.
     """
-    if target_modules == "all-linear":
-        return
-    names = list(available)
-    wanted = _module_names(target_modules)
-    if missing := [each for each in wanted if not any(f".{name}".endswith(f".{each}") for name in names)]:
+    names, wanted = tuple(available), _module_names(target_modules)
+    if wanted == "all-linear":
+        return names
+    found = {end: [name for name in names if f".{name}".endswith(f".{end}")] for end in wanted}
+    if missing := [end for end, matches in found.items() if not matches]:
         kinds = sorted(kind for kind in {name.rpartition(".")[2] for name in names} if not kind.isdigit())
         raise ValueError(
             f"the model has no modules named {', '.join(missing)}; it has {', '.join(kinds)}. Name some of these, or take "
             "all of them: target_modules: all-linear (in a LLaMA-Factory file, lora_target: all)"
         )
+    chosen = {name for matches in found.values() for name in matches}
+    return tuple(name for name in names if name in chosen)
 
 
 # --- what a field may be ----------------------------------------------------------------------------------------------
@@ -230,6 +236,10 @@ def _is_k(value: Any) -> bool:
     return (type(value) is int and value >= 1) or (type(value) is float and 0 < value <= 1)
 
 
+def _are_statuses(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(each in _STATUSES for each in value)
+
+
 def _are_modules(value: Any) -> bool:
     """As `_module_names` leaves them."""
     if not isinstance(value, tuple) or not all(isinstance(name, str) for name in value):
@@ -237,6 +247,7 @@ def _are_modules(value: Any) -> bool:
     return bool(value) and all(re.fullmatch(r"(?!all(-linear)?$)[\w.-]+", name) for name in value)
 
 
+_STATUSES = ("boosted", "unchanged", "rejected", "failed", "not_run")
 _TEXT: _Rule = ("a text that is not empty", lambda value: isinstance(value, str) and bool(value.strip()))
 _SWITCH: _Rule = ("true or false", lambda value: isinstance(value, bool))
 _SCHEDULES = (  # those of transformers that need no settings of their own
@@ -263,24 +274,33 @@ _RULES: dict[str, _Rule] = {
         ("rendering", _one_of(get_args(Rendering))),
         ("dtype", _one_of(get_args(Dtype))),
         ("quantization", _or_none(_one_of(("4bit",)))),
+        ("statuses", (f"some of {', '.join(_STATUSES)}", _are_statuses)),
         ("target_modules", ("all-linear, or names of modules such as q_proj, v_proj (no patterns)", _are_modules)),
     )
     for name in names.split()
 }
 
 
-def _module_names(value: Any) -> Any:
-    """The one form of `target_modules`: lists and "q_proj,v_proj" become tuples, LLaMA-Factory's "all" ours."""
+def _names(value: Any) -> Any:
+    """The one form of several names: lists and "q_proj, v_proj" become tuples."""
     if isinstance(value, str):
-        names = tuple(name.strip() for name in value.split(","))
-        return "all-linear" if names in (("all",), ("all-linear",)) else names
+        return tuple(name.strip() for name in value.split(","))
     return tuple(value) if isinstance(value, list) else value
+
+
+def _module_names(value: Any) -> Any:
+    """The one form of `target_modules`, in which LLaMA-Factory's "all" is ours."""
+    names = _names(value)
+    return "all-linear" if isinstance(value, str) and names in (("all",), ("all-linear",)) else names
 
 
 def _plain(name: str, kind: Any, value: Any) -> Any:
     """One way to write each value, so that equal recipes are equal and JSON can hold them."""
     if name == "target_modules":
         return _module_names(value)
+    if name == "statuses":
+        names = _names(value)
+        return tuple(sorted(set(names))) if _are_statuses(names) else names
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return float(value) if kind is float and type(value) is int and abs(value) < 2**53 else value

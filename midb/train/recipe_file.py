@@ -169,13 +169,9 @@ def _as_number(value: Any) -> Any:
 def _unknown(key: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(key.strip().lower().replace("-", "_"), known, 1, 0.7)
     what = f"did you mean {close[0]}?" if close else "remove the line"
-    # MIDB's README prints this one, and as its value the names of ChatGLM's modules.
-    more = (
-        " (MIDB's published file can only have run with it ignored, as lora_target: all)"
-        if key == "loar_target"
-        else ""
-    )
-    return f"{key} is no setting that midb knows; {what}{more}"
+    if key == "loar_target":  # printed in MIDB's README, with the names of ChatGLM's modules
+        what += " (MIDB's published file can only have run with it ignored, as lora_target: all)"
+    return f"{key} is no setting that midb knows; {what}"
 
 
 def _dataset_faults(name: str, folder: Path) -> list[str]:

@@ -1,16 +1,17 @@
 """Edits → what a booster learns from: prompt and completion, then token ids with the prompt masked.
 
 The prompt is what a booster sends for the raw pair, the completion what it should answer: the new pair between tags.
-Knows texts and counts; not the model, the trainer or the recipe (`train.py`). Every row is counted before any is cut,
-so that the report says what a length limit costs, in rows and per language.
+Knows texts and counts; not the model, the trainer (`trainer.py`) or the recipe (`recipe.py`). Every row is counted before
+any is cut, so that the report says what a length limit costs, in rows and per language.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from midb.chat import ChatFormat
+from midb.distance import check_edit_columns, left_out_line
 from midb.errors import ColumnError
 from midb.prompts import PROMPT, TAGS, check_tags, render_messages, render_pair
 from midb.schema import PAIR, RAW, AnyDataset, Batch, Pair, as_edits, column_names, in_format_of, mapped, without_format
@@ -32,7 +33,8 @@ def as_training_set(
     Reads: the pair columns and their `raw_` twins.
     Adds: in their place `prompt` (one user message: what a booster sends for the raw pair) and `completion` (one
     assistant message: the new pair between tags).
-    Rows: n → n.
+    Rows: n → n. A boosted row whose edit does not stand has its raw pair as the completion. `lora_trainer` leaves those
+    out; for another trainer drop them first: `edits.filter(lambda row: row["boost_status"] == "boosted")`.
 
     Args:
         edits: Stored or streamed, in splits or not.
@@ -57,17 +59,15 @@ def _split_as_chats(split: Any, step: "_AsChats") -> Any:
     from datasets import Dataset, List, Value
 
     names = column_names(split)
-    if missing := [name for name in (*PAIR, *RAW) if name not in names]:
-        raise ColumnError(
-            f"no column {', '.join(missing)} (found: {', '.join(names)}); a booster learns from edits: boost the pairs "
-            "first, or bring the texts before and after a revision into this shape with midb.as_edits"
-        )
+    check_edit_columns(names)
     if taken := sorted({"prompt", "completion"} & set(names)):
         raise ColumnError(f"the edits already have a column {', '.join(taken)}; remove or rename it first")
     # Each column by its own name: this checks the texts, and takes no other column for one of them.
     edits = as_edits(without_format(split), columns={name: name for name in (*PAIR, *RAW)})
     chat = List({"role": Value("string"), "content": Value("string")})
-    how = {"load_from_cache_file": False} if isinstance(split, Dataset) else {}  # no cache sees that `escape` changed
+    how = (
+        {"load_from_cache_file": False} if isinstance(split, Dataset) else {}
+    )  # a cache would not notice that `escape` changed
     return in_format_of(split, mapped(edits, step, {"prompt": chat, "completion": chat}, (*PAIR, *RAW), **how))
 
 
@@ -122,6 +122,7 @@ class TokenizedSet:
         max_length: The limit, in tokens of prompt and completion together.
         overlong_rows: The numbers of the first ten rows that are longer.
         fingerprint: 16 hex digits over all ids and labels in order: the same data has the same on any machine.
+        not_standing: Status → boosted rows that were left out before, as their edit does not stand; they are not in `counts`.
     """
 
     dataset: "Dataset"
@@ -130,9 +131,10 @@ class TokenizedSet:
     max_length: int
     overlong_rows: tuple[int, ...]
     fingerprint: str
+    not_standing: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """A table of the counts, a line on rows that are too long, and the fingerprint."""
+        """A table of the counts, a line each on rows without a standing edit and rows that are too long, the fingerprint."""
         table = [("language", *(each.name.replace("_", " ") for each in fields(Counts)))]
         for language, counts in (*self.languages.items(), ("all", self.counts)):
             table.append((language, *(f"{number:,}" for number in astuple(counts))))
@@ -141,6 +143,8 @@ class TokenizedSet:
             line[0].ljust(first) + "".join(cell.rjust(width + 2) for cell, width in zip(line[1:], others, strict=True))
             for line in table
         ]
+        if self.not_standing:
+            lines.append(left_out_line(self.not_standing))
         if over := self.counts.left_out + self.counts.cut:
             rows = ", ".join(map(str, self.overlong_rows)) + (", …" if over > len(self.overlong_rows) else "")
             lines.append(f"longer than {self.max_length:,} tokens: {over:,} (row {rows})")
@@ -168,12 +172,11 @@ def tokenize(
         ValueError: Rows are too long and `overlong` is `refuse`; no row is left; an option is unknown.
     """
     import numpy as np
-    from datasets import Dataset, Features, List, Value
+    from datasets import Features, List, Value
 
     if overlong not in ("leave_out", "cut", "refuse"):
         raise ValueError(f"overlong={overlong!r} is unknown; use 'leave_out', 'cut' or 'refuse'")
-    if not isinstance(rows, Dataset):
-        raise TypeError(f"rows are a {type(rows).__name__}; give one stored split, e.g. dataset['train']")
+    check_stored(rows, "rows")
     if missing := {"prompt", "completion"} - set(rows.column_names):
         raise ColumnError(
             f"no column {', '.join(sorted(missing))}; write the edits as chats first: as_training_set(edits)"
@@ -188,7 +191,7 @@ def tokenize(
         input_columns=["prompt", "completion"],
         remove_columns=rows.column_names,
         features=Features({"input_ids": ids, "labels": ids, "prompt_tokens": number, "completion_tokens": number}),
-        load_from_cache_file=False,  # no cache sees that this package or the tokenizer's library changed
+        load_from_cache_file=False,  # a cache would not notice another midb or tokenizers
         desc="Tokens",
     )
     counted = tokens.with_format("numpy", columns=["prompt_tokens", "completion_tokens"])[:]
@@ -230,6 +233,14 @@ def tokenize(
         overlong_rows=tuple(map(int, over[:10])),
         fingerprint=_fingerprint(dataset),
     )
+
+
+def check_stored(rows: Any, name: str) -> None:
+    """Raise TypeError unless the rows are one stored split."""
+    from datasets import Dataset
+
+    if not isinstance(rows, Dataset):
+        raise TypeError(f"{name} are a {type(rows).__name__}; give one stored split, e.g. dataset['train']")
 
 
 @dataclass(frozen=True)
@@ -274,9 +285,9 @@ def infer_seqlen(source: int, target: int, cutoff: int) -> tuple[int, int]:
 
 
 def show_tokens(input_ids: Sequence[int], labels: Sequence[int], tokenizer: Any) -> str:
-    """Write a row down token by token: place, id, whether it is trained, text.
+    """Format a row token by token: place, id, whether it is trained, text.
 
-    Text stands in Python's quotes, part of a character as bytes: spaces show, and nothing commands a terminal.
+    Text is quoted as in Python, part of a character as bytes: spaces show, and control characters are escaped.
     """
     lines = [
         f"{place:6}  {number:7}  {'trained' if label != MASKED else '':7}  {_spelled(number, tokenizer)}"

@@ -6,7 +6,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from midb.judging.agreement import agreement, cohen_kappa
+from midb.judging.agreement import agreement
 
 _DESCRIPTION = """\
 Judge agreement: how often two raters gave the same verdict on the same comparisons, with ties, without ties, and beyond
@@ -119,8 +119,8 @@ def _agreed(told: Sequence[tuple[str | None, str | None, str]], seed: int, n_res
         "agreement": every.share,
         "agreement_ci": [every.low, every.high],
         "agreement_without_ties": decided.share,
-        "kappa": cohen_kappa(ones, others),
-        "kappa_linear": cohen_kappa(ones, others, weights="linear"),
+        "kappa": every.kappa(),
+        "kappa_linear": every.kappa("linear"),
         "n": every.n,
         "n_without_ties": decided.n,
         "no_verdict": len(told) - every.n,
