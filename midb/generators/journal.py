@@ -172,7 +172,7 @@ class Journal(FieldsOnly):
             for key in _in_order(list(questions), rank):
                 if key not in certain and not place.claim(key):
                     passed[key] = False
-                elif key not in certain and place.known([key], asked.limit):
+                elif key not in certain and place.news() and place.known([key], asked.limit):
                     passed[key] = True
                     place.release(key)
                 else:

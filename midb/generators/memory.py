@@ -34,6 +34,7 @@ CREATE TABLE claims (key BLOB PRIMARY KEY, rank INTEGER NOT NULL) WITHOUT ROWID;
 """
 ANSWER = ("text", "finish_reason", "prompt_tokens", "completion_tokens", "logprobs")
 COLUMNS = ("key", *ANSWER, "name", "identity", "created")
+INSERT = f"INSERT OR IGNORE INTO completions ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 
 
 def cut_key(key: bytes, limit: int | None) -> bytes:
@@ -83,6 +84,16 @@ class Memory:
             except BaseException:
                 self.database.close()
                 raise
+            self.version = self._version()
+
+    def _version(self) -> int:
+        """A number that changes when another connection writes, and not when this one does."""
+        return int(self.database.execute("PRAGMA data_version").fetchone()[0])
+
+    def news(self) -> bool:
+        """Whether anyone else has written since this call began: if not, what was not found is not there."""
+        with self.turn():
+            return not self.closed and self._version() != self.version
 
     def close(self) -> None:
         """Take back what `enlist` and `claim` noted, and close the connection: not while another thread reads from it."""
@@ -129,13 +140,11 @@ class Memory:
         """Store an answer; return the one that is stored, as another process may have answered meanwhile."""
         logprobs = None if completion.logprobs is None else json.dumps(completion.logprobs)
         row = [getattr(completion, column) for column in ANSWER[:-1]] + [logprobs, name, identity, int(time.time())]
-        places = ", ".join("?" * len(COLUMNS))
         with self.turn(), self.database:
             self.database.execute("BEGIN IMMEDIATE")
             self.database.execute("DELETE FROM claims WHERE key = ?", [key])
             for own in (*([key] if completion.finish_reason == "stop" else ()), cut_key(key, limit)):
-                insert = f"INSERT OR IGNORE INTO completions ({', '.join(COLUMNS)}) VALUES ({places})"
-                if self.database.execute(insert, [own, *row]).rowcount:
+                if self.database.execute(INSERT, [own, *row]).rowcount:
                     break
                 [(_, stored)] = self._read([own])
                 if own != key or serves(stored.completion_tokens, limit):

@@ -34,8 +34,9 @@ from midb.schema import Completion
 
 FORMAT = 1
 ANSWERS = 1000  # of one segment at most
-SEND = 10.0  # seconds after which what is there is sent
-LOOK = 5.0  # seconds after which the segments of others are looked for
+SEND = (
+    10.0  # seconds after which what is there is sent, and the segments of others are looked for; less in a young call
+)
 FORGET = 600  # seconds for which a sent answer stays in the spool: by then every process here has seen its segment
 STALE = 24 * 3600  # seconds after which a worker that did not sign off is taken for dead
 THREADS = 16
@@ -131,8 +132,8 @@ class Shared(Memory):
             spool = _private_folder() / name
             self.refresh()
         super().__init__(spool, called=f"{place} (its file on this machine is {spool})")
-        self.sent = self.looked = time.monotonic()
-        self.waiting = 0
+        self.sent = self.looked = self.began = time.monotonic()
+        self.waiting, self.sends, self.segments = 0, create, len(index.names)
 
     def close(self) -> None:
         """Send what is left, sign off."""
@@ -140,9 +141,14 @@ class Shared(Memory):
             if self.worker:
                 with suppress(OSError):
                     self.files.rm_file(f"{self.folder}/{self.worker}")
-            self.send(last=True)
+            if self.sends:
+                self.send(last=True)
         finally:
             super().close()
+
+    def news(self) -> bool:
+        """As in the file, of all machines."""
+        return len(self.index.names) != self.segments or super().news()
 
     def known(self, keys: Sequence[bytes], limit: int | None) -> set[bytes]:
         """As in the file, of all machines; the store is not asked."""
@@ -179,9 +185,10 @@ class Shared(Memory):
     def tick(self) -> None:
         """After each answer: send what is due, look at what others have sent."""
         now = time.monotonic()
-        if self.waiting >= ANSWERS or now - self.sent >= SEND:
+        pause = min(SEND, 0.5 + (now - self.began) / 10)
+        if self.waiting >= ANSWERS or now - self.sent >= pause:
             self.send()
-        if now - self.looked >= LOOK:
+        if now - self.looked >= pause:
             with suppress(OSError):  # the next time, then
                 self.refresh()
             self.looked = time.monotonic()
@@ -214,9 +221,7 @@ class Shared(Memory):
         """Of each answer in a segment the start of its key and its tokens; None where it is no whole segment of ours."""
         with self._named(name):
             with self.files.open(f"{self.folder}/{name}", "rb", block_size=1 << 16) as file:
-                parquet = pq.ParquetFile(file, page_checksum_verification=True)
-                _check(parquet.metadata)
-                table = parquet.read(columns=["key", "completion_tokens"])
+                table = _whole(file).read(columns=["key", "completion_tokens"])
             keys = np.frombuffer(b"".join(table["key"].to_pylist()), dtype="<u8")[::4].copy()
             return keys, table["completion_tokens"].fill_null(int(UNKNOWN)).to_numpy().astype(np.uint64)
         return None
@@ -225,9 +230,7 @@ class Shared(Memory):
         """The answers of a segment; None where it is damaged, which takes it out of the index."""
         with self._named(self.index.names[number]):
             content = io.BytesIO(self.files.cat_file(f"{self.folder}/{self.index.names[number]}"))
-            parquet = pq.ParquetFile(content, page_checksum_verification=True)
-            _check(parquet.metadata)
-            columns = parquet.read(columns=["key", *ANSWER]).select(["key", *ANSWER])
+            columns = _whole(content).read().select(["key", *ANSWER])
             return {key: answer for key, *answer in zip(*(column.to_pylist() for column in columns), strict=True)}
         self.index.bad.add(number)
         return None
@@ -356,13 +359,17 @@ def _segment(rows: list[tuple[Any, ...]]) -> bytes:
     return content.getvalue()
 
 
-def _check(metadata: Any) -> None:
-    """Raise where a Parquet file is no segment, or lacks answers."""
-    says = json.loads(metadata.metadata[b"midb"])
-    if (says["format"], says["answers"]) != (FORMAT, metadata.num_rows):
+def _whole(file: Any) -> pq.ParquetFile:
+    """A segment, opened; raise where a Parquet file is none, or lacks answers."""
+    parquet = pq.ParquetFile(file, page_checksum_verification=True)
+    says, there = json.loads(parquet.metadata.metadata[b"midb"]), parquet.metadata.num_rows
+    if (says["format"], says["answers"]) != (FORMAT, there):
         raise ValueError(
-            f"it says that it holds {says['answers']} answers in format {says['format']}, and there are {metadata.num_rows}"
+            f"it says that it holds {says['answers']} answers in format {says['format']}, and there are {there}"
         )
+    if not parquet.schema_arrow.equals(SCHEMA):
+        raise ValueError(f"its columns are {parquet.schema_arrow.names}")
+    return parquet
 
 
 def _private_folder() -> Path:
