@@ -37,16 +37,20 @@ FLOORS = [
 ]
 # The floors inside a room: a file imports only files of the lines before its own.
 INSIDE = {
+    "cli": [{"options", "terminal"}, {"asking", "data", "model"}, {"boost", "judge", "push"}, {"__init__"}],
     "generators": [
-        {"base", "adapter"}, {"openai", "weights", "segments"}, {"journal", "transformers"}, {"vllm"}, {"serve", "__init__"},
+        {"adapter", "base"}, {"wire", "memory", "weights"}, {"endpoint"}, {"openai", "segments", "transformers"}, {"journal", "vllm"},
+        {"serve", "__init__"},
     ],
     "judging": [
         {"statistics", "verdict", "fidelity", "controls"},
         {"agreement", "comparisons", "length", "rows", "prompts", "ranking"},
-        {"answers", "judge", "health"}, {"figures"}, {"markdown", "plot"}, {"report"}, {"__init__"},
+        {"answers", "judge", "health"}, {"figures"}, {"markdown"}, {"plot"}, {"report"}, {"__init__"},
     ],
-    "hub": [{"text", "readme", "facts"}, {"questions", "picture"}, {"cards"}, {"shipment"}, {"push"}, {"__init__"}],
-    "train": [{"log", "training_set", "recipe_file"}, {"recipe"}, {"plan"}, {"trainer"}, {"__init__"}, {"__main__"}],
+    "hub": [
+        {"provenance", "text", "readme"}, {"facts"}, {"questions", "picture"}, {"cards"}, {"shipment"}, {"push"}, {"__init__"},
+    ],
+    "train": [{"log", "training_set", "recipe_file"}, {"recipe"}, {"plan"}, {"trainer"}, {"__init__"}],
     "release": [{"files"}, {"evaluation", "training"}, {"__init__"}],
 }  # fmt: skip
 HOMES = {

@@ -139,7 +139,7 @@ def test_an_adapter_beyond_vllm_is_refused_before_anything_loads(tmp_path, model
 
 def test_settings_that_cannot_be_are_refused_before_anything_loads(tmp_path, model, adapter):
     for settings, said in (
-        ({"engine_args": {"data_parallel_size": 2}}, r"map_on_cluster\(\.\.\., workers=Workers.*serve-command"),
+        ({"engine_args": {"data_parallel_size": 2}}, r"--shard.*serve-command"),
         ({"engine_args": {"dtype": "half"}}, r"\['dtype'\], which VLLMGenerator sets itself"),
         ({"engine_args": {"max_lora_rank": 8}}, "max_lora_rank"),
         (
@@ -548,13 +548,21 @@ def test_a_dead_engine_says_so_and_the_next_call_builds_another_or_says_that_it_
 
 @needs_vllm
 @pytest.mark.slow
-def test_a_worker_of_a_cluster_builds_its_own_engine(tmp_path, model, adapter):
-    pytest.importorskip("ray")
-    from datasets import Dataset
-    from midb.cluster import map_on_cluster
-
-    rows = Dataset.from_dict({"instruction": TEXTS, "input": [""] * len(TEXTS), "response": TEXTS[::-1]})
+def test_a_worker_of_ray_data_builds_its_own_engine(model, adapter):
+    ray = pytest.importorskip("ray")
+    rows = {"instruction": TEXTS, "input": [""] * len(TEXTS), "response": TEXTS[::-1]}
     booster = Booster(generator=on_vllm(model, adapter))
-    edits = map_on_cluster(rows, booster, tmp_path / "ledger", workers=1)
+
+    class Boost:
+        def __init__(self, booster):
+            self.booster = booster
+
+        def __call__(self, batch):
+            return self.booster(batch)
+
+    found = ray.data.from_items([dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)])
+    edits = found.map_batches(Boost, fn_constructor_args=(booster,), concurrency=1).take_all()
     assert "_engine" not in vars(booster.generator)
-    assert edits.to_dict() == {**rows.to_dict(), **booster(rows.to_dict())}
+    assert {row["instruction"]: row["response"] for row in edits} == dict(
+        zip(TEXTS, booster(rows)["response"], strict=True)
+    )

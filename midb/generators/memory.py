@@ -143,7 +143,9 @@ class Memory:
         with self.turn(), self.database:
             self.database.execute("BEGIN IMMEDIATE")
             self.database.execute("DELETE FROM claims WHERE key = ?", [key])
-            for own in (*([key] if completion.finish_reason == "stop" else ()), cut_key(key, limit)):
+            # An engine may count more tokens than it was allowed: such an answer serves this `max_tokens` alone.
+            ended = completion.finish_reason == "stop" and serves(completion.completion_tokens, limit)
+            for own in (*([key] if ended else ()), cut_key(key, limit)):
                 if self.database.execute(INSERT, [own, *row]).rowcount:
                     break
                 [(_, stored)] = self._read([own])

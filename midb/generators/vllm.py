@@ -64,8 +64,8 @@ class VLLMGenerator(FieldsOnly):
     Greedy unless `sampling` says otherwise; the model's own sampling defaults are not used. In float32 the text is that of
     `TransformersGenerator`; in bfloat16 rounding depends on a row's neighbours, and a rerun may word it differently.
 
-    For several copies of the model, vLLM's data parallelism: `map_on_cluster(..., workers=Workers(copies, gpus=...))`, with
-    as many GPUs each as one copy takes, or `midb serve-command ... --data-parallel-size COPIES` and `OpenAIGenerator`.
+    For several copies of the model: a process each with a shard of the rows and one journal (`midb boost --shard i/n`), Ray
+    Data, or `midb serve-command ... --data-parallel-size COPIES` and `OpenAIGenerator`.
 
     Args:
         model: A local folder or a Hub id.
@@ -121,8 +121,8 @@ class VLLMGenerator(FieldsOnly):
             raise ValueError(f"dtype is {self.dtype!r}; use 'float32', 'bfloat16', 'float16' or None")
         if "data_parallel_size" in self.engine_args:
             raise ValueError(
-                "vLLM has no data parallelism within one process; use map_on_cluster(..., workers=Workers(copies, gpus=...)), or "
-                "`midb serve-command ... --data-parallel-size COPIES` and OpenAIGenerator"
+                "vLLM has no data parallelism within one process; start a process for each copy (midb boost --shard i/n), or "
+                "`midb serve-command ... --data-parallel-size COPIES` and use OpenAIGenerator"
             )
         if ours := sorted((self._arguments.keys() | OURS) & self.engine_args.keys()):
             raise ValueError(f"engine_args holds {ours}, which VLLMGenerator sets itself; use its own fields")

@@ -7,26 +7,25 @@ backticks, pipes and line breaks, so that no renderer interprets it; a report wi
 from collections.abc import Callable, Sequence
 from html import escape
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from midb.judging.figures import FEW
 
 if TYPE_CHECKING:
     from midb.judging.figures import Group
     from midb.judging.length import LengthControl
-    from midb.judging.report import Report
     from midb.judging.statistics import Figure
 
 LONGEST, SETTINGS = 60, 600  # characters of a name, and of a judge's settings
 TITLES = {"edit_distance": "how much was changed (tenths of each language, 0: equal answers)"}
 
 
-def withheld(report: "Report") -> str:
+def withheld(report: Any) -> str:
     """Why there is no headline, in one line."""
     return f"Headline withheld: {'the run is incomplete' if report.health.believed else 'this judge cannot be believed here'}."
 
 
-def report_text(report: "Report") -> str:
+def report_text(report: Any) -> str:
     """The report in a few lines."""
     if not report.health.fit:
         return "\n".join([withheld(report), _reasons(report), _counts(report, printable)])
@@ -34,7 +33,7 @@ def report_text(report: "Report") -> str:
     return "\n".join([_headline(report, printable), _counts(report, printable), *spread, _health(report, printable)])
 
 
-def report_markdown(report: "Report") -> str:
+def report_markdown(report: Any) -> str:
     """The report as GitHub's Markdown."""
     if report.health.fit:
         blocks = [f"**{_headline(report, _code)}**", _counts(report, _code), _figures(report)]
@@ -52,17 +51,17 @@ def report_markdown(report: "Report") -> str:
     return "\n\n".join([*blocks, _health(report, _code), *meaning, *_cost(report), _provenance(report)]) + "\n"
 
 
-def _reasons(report: "Report") -> str:
+def _reasons(report: Any) -> str:
     return "\n".join(f"- {reason}" for reason in report.health.reasons)
 
 
-def _headline(report: "Report", quote: Callable[[str], str]) -> str:
+def _headline(report: Any, quote: Callable[[str], str]) -> str:
     a, b = map(quote, report.names)
     mean_of = f", the mean of {report.macro.languages} languages" if report.macro else ""
     return f"{a} against {b}: win score {_percent(report.headline)}{mean_of}"
 
 
-def _counts(report: "Report", quote: Callable[[str], str]) -> str:
+def _counts(report: Any, quote: Callable[[str], str]) -> str:
     counts, figure = report.figures.counts, report.figures.win_score
     a = quote(report.names[0])
     text = f"{counts.comparisons:,} comparisons"
@@ -89,7 +88,7 @@ def _counts(report: "Report", quote: Callable[[str], str]) -> str:
     return text + (f". {told[0].upper()}{told[1:]}." if told else ".")
 
 
-def _figures(report: "Report") -> str:
+def _figures(report: Any) -> str:
     of_all, macro = report.figures, report.macro
     lines: list[tuple[str, str, str, str]] = []
 
@@ -112,7 +111,7 @@ def _figures(report: "Report") -> str:
     return _table(("", "value (95 % interval)", "n", "p"), lines)
 
 
-def _spread(report: "Report", quote: Callable[[str], str]) -> list[str]:
+def _spread(report: Any, quote: Callable[[str], str]) -> list[str]:
     """Lowest and highest language, how many differ clearly from one half, and the trend with the edit distance."""
     told = []
     if macro := report.macro:
@@ -153,7 +152,7 @@ _COLUMNS = (
 )
 
 
-def _groups(report: "Report", name: str, groups: Sequence["Group"]) -> str:
+def _groups(report: Any, name: str, groups: Sequence["Group"]) -> str:
     """One row per group, without empty columns."""
     columns = [column for column in _COLUMNS if report.health.fit or not column.figure]
     if name == "edit_distance":
@@ -192,7 +191,7 @@ def _off_language(group: "Group") -> str:
     return f"{_of((a or 0) / n, n)}, {_of((b or 0) / n, n)}" if n and (a or b) else ""
 
 
-def _health(report: "Report", quote: Callable[[str], str]) -> str:
+def _health(report: Any, quote: Callable[[str], str]) -> str:
     health, orders = report.health, report.figures.orders
     parts = [f"{control.expected} {control.behaved} of {control.n}" for control in health.controls]
     parts += health.notes
@@ -221,7 +220,7 @@ def _health(report: "Report", quote: Callable[[str], str]) -> str:
     return f"Judge health: {'; '.join(parts)}."
 
 
-def _meaning(report: "Report") -> str:
+def _meaning(report: Any) -> str:
     """What the intervals cover, and what is noise."""
     text = (
         f"The intervals draw whole questions, with all their languages and turns, {report.provenance.n_resamples:,} times: they "
@@ -237,7 +236,7 @@ def _meaning(report: "Report") -> str:
     return text + " p: sign flips over questions; for WR2 the exact sign test over questions."
 
 
-def _cost(report: "Report") -> list[str]:
+def _cost(report: Any) -> list[str]:
     cost = report.cost
     if cost.calls is None:
         return []
@@ -254,7 +253,7 @@ def _cost(report: "Report") -> list[str]:
     return [f"Cost, controls apart: {', '.join(parts)}."]
 
 
-def _provenance(report: "Report") -> str:
+def _provenance(report: Any) -> str:
     made = report.provenance
     judges = ", ".join(map(_code, made.judged_by[:5]))
     identities = ", ".join(_code(each[:16]) for each in made.judge_identity[:5])

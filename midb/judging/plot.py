@@ -14,7 +14,6 @@ from midb.languages import BY_CODE
 
 if TYPE_CHECKING:
     from midb.judging.figures import Group
-    from midb.judging.report import Report
     from midb.judging.statistics import Figure
 
 BETTER, UNCLEAR, WORSE, MEAN, FAINT = "#1b7f79", "#7a7f87", "#b4472e", "#1f2933", "#e4e7eb"
@@ -33,7 +32,7 @@ STYLE = {
 }
 
 
-def plot_report(report: "Report", path: Path) -> Path:
+def plot_report(report: Any, path: Path) -> Path:
     """Draw the report as a PNG; without a headline, draw only the reasons.
 
     Raises:
@@ -67,7 +66,7 @@ def plot_report(report: "Report", path: Path) -> Path:
     return path
 
 
-def _summary(report: "Report") -> str:
+def _summary(report: Any) -> str:
     found = report.headline
     if found is None:
         return withheld(report).rstrip(".")
@@ -77,7 +76,7 @@ def _summary(report: "Report") -> str:
     return f"win score {100 * found.value:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f}), {of}"
 
 
-def _rows(report: "Report") -> list[tuple[str, "Figure", bool, bool]]:
+def _rows(report: Any) -> list[tuple[str, "Figure", bool, bool]]:
     """Label, win score, unreliable, mean: best language first, the mean last."""
     languages = [group for group in report.tables.get("language", ()) if group.win_score.value is not None]
     languages.sort(key=lambda group: -(group.win_score.value or 0.0))
