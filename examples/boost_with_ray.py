@@ -4,8 +4,8 @@ python examples/boost_with_ray.py raw.parquet --model my-org/my-booster --journa
 
 On several machines: `ray start --head` on one, `ray start --address HEAD:6379` on the others, then the command with
 RAY_ADDRESS=HEAD:6379 before it. The journal is a folder that all machines see, or a URL such as s3://bucket/run/. With
---base-url the workers ask a server instead of loading the model. The rows are read in pieces of --piece rows, so they may
-be more than memory holds; each piece becomes a Parquet file in --out, in the order of the rows.
+--base-url the workers ask a server. The rows, which may be more than memory holds, are read in pieces of --piece rows; each
+piece becomes a Parquet file in --out, in the order of the rows.
 """
 
 import argparse
@@ -38,9 +38,8 @@ def main():
     """Read the options, and boost piece by piece."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="a json, jsonl or parquet file")
-    for name in ("--model", "--journal", "--out"):
-        parser.add_argument(name, required=True)
-    parser.add_argument("--base-url")
+    for name in ("--model", "--journal", "--out", "--base-url"):
+        parser.add_argument(name, required=name != "--base-url")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of each worker")
     parser.add_argument("--piece", type=int, default=100_000)

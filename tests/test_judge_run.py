@@ -182,7 +182,7 @@ def test_through_faults_every_row_has_the_verdict_that_the_judge_gives_in_person
         assert lost == statuses["failed"] == 0
         server.get("reset")
         again = judge_of(server, tmp_path / "j").compare(one, other)
-        assert server.get("stats")["requests"] == filtered
+        assert server.get("stats")["requests"] <= filtered  # equal prompts are asked once
     assert again.remove_columns("remembered")[:] == healed.remove_columns("remembered")[:]
 
 
