@@ -113,7 +113,7 @@ def journaled(journal, questions, texts):
     """The prompts whose answers are in the file: a journal yields those first, and asks nobody before it is read on."""
     import sqlite3
 
-    with closing(sqlite3.connect(journal.path)) as database:
+    with closing(sqlite3.connect(journal.place)) as database:
         [count] = database.execute("SELECT count(*) FROM completions").fetchone()
     return {texts[position] for position, _ in islice(journal.stream(questions), count)}
 

@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from typer.testing import CliRunner
 
 from midb import Booster, GenerationError, MissingExtraError
-from midb.booster import Edit
 from midb.chat import ChatFormat
 from midb.cli import app
 from midb.generators import Journal, OpenAIGenerator, Sampling, TransformersGenerator, VLLMGenerator
@@ -29,6 +28,7 @@ from midb.generators.adapter import AdapterRecord
 from midb.generators.serve import serve_command
 from midb.generators.vllm import lora_rank
 from midb.prompts import PROMPT, TAGS
+from midb.schema import PAIR, PROVENANCE, RAW
 
 HAS_VLLM = find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed; `make test-vllm` brings its CPU build")
@@ -437,7 +437,7 @@ def test_a_booster_on_vllm_is_the_one_on_transformers(model, adapter):
         for each in (on_vllm(model, adapter), TransformersGenerator(model, adapter, sampling=SHORT))
     ]
     assert edits[0] == edits[1]
-    assert set(edits[0]) == set(Edit._fields)
+    assert set(edits[0]) == {*PAIR, *RAW, *PROVENANCE}
 
 
 @needs_vllm
