@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Threads that wait without spinning: on few or shared cores torch is several times faster so.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: quickstart install test test-all test-vllm fix check clean
+.PHONY: quickstart install test test-fast test-all test-vllm fix check clean
 
 quickstart: $(VENV)/.quickstart  ## set up and boost a small multilingual sample with an embedded model
 	$(BIN)/python examples/quickstart.py
@@ -13,11 +13,14 @@ quickstart: $(VENV)/.quickstart  ## set up and boost a small multilingual sample
 install: $(VENV)/.dev  ## everything that tests and benchmarks need
 	@echo "ready: source $(BIN)/activate"
 
-test: $(VENV)/.dev  ## one small case of everything
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## one small case of everything, on all cores
+	$(BIN)/python -m pytest -n auto
+
+test-fast: $(VENV)/.dev  ## less than a minute: without models, servers and processes
+	$(BIN)/python -m pytest -n auto -m "not slow and not gpu and not heavy"
 
 test-all: $(VENV)/.all  ## the long ones too: kills, hostile servers, DeepSpeed, Ray nodes, full published sets
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -n auto -m "not gpu"
 
 # vLLM's CPU build, in an environment of its own: it pins torch and transformers. In one process and with unbound threads,
 # as it takes seconds to start then and not a minute.

@@ -25,3 +25,16 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"the published data is not at {folder}; MIDB_SHARED may say where it is")
     return folder
+
+
+# Rooms whose tests load models, start servers and processes, or draw: `make test-fast` leaves them out.
+HEAVY = {
+    "adapter", "cards", "cli", "cli_judge", "evaluation_sets", "examples", "hub", "journal", "journeys", "judge_run", "metric",
+    "openai", "plot", "release", "report", "segments", "train", "train_distributed", "training_set", "transformers", "vllm",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem.removeprefix("test_") in HEAVY:
+            item.add_marker("heavy")

@@ -169,6 +169,7 @@ def test_the_readme_begins_with_the_two_commands():
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make quickstart", "make test"]
 
 
+@pytest.mark.heavy
 @at_hub
 def test_every_block_of_the_readme_runs(tmp_path):
     os.chdir(tmp_path)
